@@ -1,0 +1,35 @@
+# make run    run the notebook from top to bottom, into build/
+# make test   run the tests
+# Both make the environment .venv first. Choose another Python by e.g. `make run PYTHON=python3.12`.
+
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: run test notebook flowchart
+
+run: .venv/run
+	$(BIN)/python -m tests.run_notebook
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+# Run the notebook and keep the outputs in the notebook itself.
+notebook: .venv/run
+	$(BIN)/python -m tests.run_notebook --in-place
+
+# Draw the chart at the top of the notebook, from the network in the last checkpoint.
+flowchart: .venv/run
+	$(BIN)/python -m images.draw_flowchart
+
+.venv/run: requirements.txt | .venv
+	$(BIN)/python -m pip install -r requirements.txt
+	touch $@
+
+.venv/test: tests/requirements.txt .venv/run
+	$(BIN)/python -m pip install -r tests/requirements.txt
+	touch $@
+
+.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	{ echo "Python 3.11, 3.12 or 3.13 is needed. Say which by e.g. 'make PYTHON=python3.12'."; exit 1; }
+	$(PYTHON) -m venv .venv

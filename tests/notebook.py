@@ -1,0 +1,56 @@
+"""Runs the code of the notebook as a plain Python program, for the tests and the benchmarks."""
+
+import linecache
+import os
+import sys
+from pathlib import Path
+from unittest import mock
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "cifar10_cnn.ipynb"
+
+
+def run_cells(data_path, save_dir, num_iterations=0, before=None, replace=None):
+    """Run the code cells of the notebook in their order and return what they define.
+
+    :param data_path: Folder of the data set.
+    :param save_dir: Folder of the checkpoints.
+    :param num_iterations: Number of training iterations to run.
+    :param before: Stop before the first cell that contains this text. None runs all cells.
+    :param replace: Dictionary of lines to change, from the text in the notebook to the new text.
+        Each text must occur exactly once.
+    :return: Dictionary of all global names of the notebook.
+    :raises ValueError: A text of `replace` or `before` isn't in the notebook, or not just once.
+    """
+    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    for old, new in (replace or {}).items():
+        found = [cell for cell in cells if old in cell.source]
+        if len(found) != 1 or found[0].source.count(old) != 1:
+            raise ValueError(f"{old!r} isn't in the notebook exactly once.")
+        found[0].source = found[0].source.replace(old, new)
+    if before is not None:
+        stop = [i for i, cell in enumerate(cells) if before in cell.source]
+        if not stop:
+            raise ValueError(f"{before!r} isn't in the notebook.")
+        cells = cells[: stop[0]]
+
+    settings = {
+        "CIFAR10_DATA_PATH": str(data_path),
+        "CIFAR10_SAVE_DIR": str(save_dir),
+        "CIFAR10_NUM_ITERATIONS": str(num_iterations),
+        "MPLBACKEND": "Agg",
+    }
+    namespace = {"__name__": "cifar10_cnn"}
+    with (
+        mock.patch.dict(os.environ, settings),
+        mock.patch.object(sys, "path", [str(ROOT), *sys.path]),
+    ):
+        for cell in cells:
+            # TensorFlow reads the source of the functions that it makes graphs of.
+            name = f"<{cell.id} of {NOTEBOOK.name}>"
+            lines = cell.source.splitlines(keepends=True)
+            linecache.cache[name] = len(cell.source), None, lines, name
+            exec(compile(cell.source, name, "exec"), namespace)
+    return namespace

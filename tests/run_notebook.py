@@ -1,0 +1,102 @@
+"""Runs the notebook from top to bottom without a browser, and shows the progress in the terminal.
+
+    python -m tests.run_notebook                  # build/cifar10_cnn.ipynb and .html
+    python -m tests.run_notebook --in-place       # cifar10_cnn.ipynb itself
+
+The environment variables CIFAR10_DATA_PATH, CIFAR10_SAVE_DIR and CIFAR10_NUM_ITERATIONS choose the
+folder of the data set, the folder of the checkpoints and the number of training iterations.
+When CIFAR-10 is neither found nor can be downloaded, the stand-in set takes its place.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+
+import cifar10
+from tests.notebook import NOTEBOOK, ROOT
+
+
+class TerminalClient(NotebookClient):
+    """Executes a notebook and prints its headings and its text outputs on the way."""
+
+    def output(self, outs, msg, display_id, cell_index):
+        if msg["msg_type"] == "stream":
+            print(msg["content"]["text"], end="", flush=True)
+        return super().output(outs, msg, display_id, cell_index)
+
+
+def print_heading(cell, cell_index):
+    """Print the headings of a markdown cell."""
+    if cell.cell_type == "markdown":
+        for line in cell.source.splitlines():
+            if line.startswith("#"):
+                print("\n" + line.lstrip("# "), flush=True)
+
+
+def find_data():
+    """Choose CIFAR-10 for the notebook or, when it can't be had, the stand-in set."""
+    cifar10.data_path = os.environ.get("CIFAR10_DATA_PATH", cifar10.data_path)
+    try:
+        cifar10.maybe_download_and_extract()
+    except cifar10.DataUnavailableError as error:
+        print(error, file=sys.stderr)
+        cifar10.data_path = cifar10.make_stand_in()
+        cifar10.maybe_download_and_extract()
+        # Never mix with the checkpoints of CIFAR-10.
+        save_dir = Path(os.environ.get("CIFAR10_SAVE_DIR", "checkpoints"))
+        os.environ["CIFAR10_SAVE_DIR"] = str(save_dir / "stand-in")
+    os.environ["CIFAR10_DATA_PATH"] = str(cifar10.data_path)
+
+
+def find_accuracy(notebook):
+    """Return the line of the notebook's outputs that tells the test accuracy."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for line in output.get("text", "").splitlines():
+                if line.startswith("Accuracy on Test-Set"):
+                    return line
+    raise ValueError("The notebook has printed no test accuracy.")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of the results")
+    parser.add_argument("--in-place", action="store_true", help="keep the outputs in the notebook itself")
+    arguments = parser.parse_args()
+    build = arguments.build.resolve()
+    os.chdir(ROOT)
+
+    find_data()
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = TerminalClient(
+        notebook, timeout=None, record_timing=False, on_cell_start=print_heading, kernel_name="python3"
+    )
+    failure = None
+    try:
+        client.execute(cwd=ROOT)
+    except CellExecutionError as error:
+        failure = error
+
+    build.mkdir(parents=True, exist_ok=True)
+    executed = NOTEBOOK if arguments.in_place and failure is None else build / NOTEBOOK.name
+    page = build / NOTEBOOK.with_suffix(".html").name
+    notebook.metadata.language_info = {"name": "python"}
+    nbformat.write(notebook, executed)
+    page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+
+    print(f"\nExecuted notebook: {executed}\nHTML page:         {page}")
+    if failure is not None:
+        sys.exit(f"\nThe notebook stopped with an error:\n{failure}")
+    if cifar10.is_stand_in():
+        print("This was the STAND-IN SET, NOT CIFAR-10.")
+    print(find_accuracy(notebook))
+
+
+if __name__ == "__main__":
+    main()

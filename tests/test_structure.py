@@ -1,0 +1,106 @@
+"""Tests of the notebook as a document, and of the whole notebook run by Jupyter's own client."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import cifar10
+from tests.notebook import NOTEBOOK, ROOT
+from tests.run_notebook import find_accuracy, find_data
+
+CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
+CODE = [cell for cell in CELLS if cell.cell_type == "code"]
+
+
+def test_schema_and_size():
+    nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
+    assert NOTEBOOK.stat().st_size < 2_000_000
+
+
+def test_outputs_are_of_one_clean_run():
+    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    outputs = [output for cell in CODE for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 10
+    assert not any("execution" in cell.metadata for cell in CELLS)
+
+
+def test_outputs_are_of_cifar10():
+    text = "".join(output.get("text", "") for cell in CODE for output in cell.outputs)
+    assert "Training-set:\t\t50000" in text and "Test-set:\t\t10000" in text
+    assert "STAND-IN" not in text
+    assert "Data has apparently already been downloaded and unpacked." in text
+    assert re.search(r"Accuracy on Test-Set: [\d.]+% \(\d+ / 10000\)", text)
+
+
+def test_prose_before_every_code_cell():
+    for before, cell in zip(CELLS, CELLS[1:], strict=False):
+        if cell.cell_type == "code":
+            assert before.cell_type == "markdown" and before.source.strip(), cell.source
+
+
+def test_cells_are_short():
+    lengths = sorted(len(cell.source.splitlines()) for cell in CODE)
+    assert lengths[len(lengths) // 2] <= 5
+    assert lengths[-1] <= 40
+    for cell in CODE:
+        if len(cell.source.splitlines()) > 15:
+            assert re.search(r"^def ", cell.source, re.M), cell.source
+
+
+def test_every_function_has_a_docstring():
+    for cell in CODE:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name not in ("call", "full_network"):
+                assert ast.get_docstring(node), node.name
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]])
+def test_ruff(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_run_notebook(stand_in_path, tmp_path):
+    """The whole notebook runs without a browser, in both ways that a run can begin."""
+    settings = {
+        "CIFAR10_DATA_PATH": str(stand_in_path),
+        "CIFAR10_SAVE_DIR": str(tmp_path / "checkpoints"),
+        "CIFAR10_NUM_ITERATIONS": "20",
+    }
+    command = [sys.executable, "-m", "tests.run_notebook", "--build", str(tmp_path / "build")]
+    for first, last, start in [(1, 20, "the variables are new ones"), (21, 40, "Restored checkpoint from")]:
+        result = subprocess.run(
+            command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "STAND-IN SET, NOT CIFAR-10" in result.stdout
+        assert start in result.stdout and f"Global Step: {last:6}" in result.stdout, first
+        executed = nbformat.read(tmp_path / "build" / NOTEBOOK.name, as_version=4)
+        assert find_accuracy(executed) == result.stdout.splitlines()[-1]
+        assert "THIS IS NOT CIFAR-10" in (tmp_path / "build" / "cifar10_cnn.html").read_text()
+
+
+def test_the_stand_in_set_takes_the_place_of_cifar10_only_when_that_is_out_of_reach(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cifar10, "data_path", "data/CIFAR-10/")
+    monkeypatch.setattr(cifar10, "_SOURCES", ())
+    monkeypatch.setenv("CIFAR10_SAVE_DIR", "my checkpoints")
+    monkeypatch.delenv("CIFAR10_DATA_PATH", raising=False)
+    with pytest.raises(cifar10.DataUnavailableError, match="three ways on"):
+        cifar10.maybe_download_and_extract()
+    find_data()
+    assert "THIS IS NOT CIFAR-10" in capsys.readouterr().out
+    assert os.environ["CIFAR10_DATA_PATH"] == "data/stand-in/"
+    assert os.environ["CIFAR10_SAVE_DIR"] == os.path.join("my checkpoints", "stand-in")
+    assert not (tmp_path / "data" / "CIFAR-10" / "cifar-10-batches-py").exists()
