@@ -1,0 +1,133 @@
+"""Tests that the port computes what the original program computed, by the outputs that it left."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from tests.conftest import SHARED, needs_cifar10, needs_original
+
+ORIGINAL = SHARED / "original"
+CHECKPOINT = ORIGINAL / "cifar10_cnn-1000"
+pytestmark = [needs_original, needs_cifar10]
+
+
+@pytest.fixture
+def restored(new_notebook, cifar10_path):
+    return new_notebook(
+        data_path=cifar10_path,
+        replace={"original_checkpoint = None": f"original_checkpoint = {str(CHECKPOINT)!r}"},
+    )
+
+
+def test_outputs_with_the_original_weights(restored):
+    expected = np.load(ORIGINAL / "softmax-1000.npz")["y_pred"]
+    np.testing.assert_allclose(restored.y_pred(restored.images_test[:256]), expected, atol=1e-5, rtol=0)
+
+
+def test_training_goes_on_from_the_original_moments(restored):
+    """Adam's next update equals NumPy's, in float64 from the moments in the checkpoint."""
+    assert restored.global_step == restored.optimizer.iterations == 1000
+    reader = tf.train.load_checkpoint(CHECKPOINT)
+    variables = restored.network.trainable_variables
+    name_of = {id(v): name for name, v in restored.original_variables().items()}
+    x_batch, y_true_batch = restored.random_batch(1001)
+    with tf.GradientTape() as tape:
+        logits = restored.training_network(x_batch, seed=[restored.random_seed, 1001])
+        loss = restored.calculate_loss(logits, y_true_batch)
+    gradients = [gradient.numpy().astype(np.float64) for gradient in tape.gradient(loss, variables)]
+    for name in ("moving_mean", "moving_variance"):  # Undo that this was a training step.
+        variable = getattr(restored.network.get_layer("layer_conv1_batch_normalize"), name)
+        variable.assign(reader.get_tensor(f"network/layer_conv1/batch_normalize/{name}"))
+
+    restored.optimize(1)
+    assert restored.global_step == restored.optimizer.iterations == 1001
+    rate = 1e-4 * np.sqrt(1 - 0.999**1001) / (1 - 0.9**1001)
+    for variable, gradient in zip(variables, gradients, strict=True):
+        name = name_of[id(variable)]
+        value, m, v = (reader.get_tensor(name + end).astype(np.float64) for end in ("", "/Adam", "/Adam_1"))
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        expected = value - rate * m / (np.sqrt(v) + 1e-8)
+        if name != "network/layer_conv1/bias":  # Its gradient is zero but for rounding.
+            np.testing.assert_allclose(variable, expected, atol=2e-6, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "left_out", ["network/layer_fc1/bias", "network/layer_conv2/weights/Adam_1", "global_step"]
+)
+def test_an_incomplete_checkpoint_is_refused(new_notebook, tmp_path, left_out):
+    notebook = new_notebook()
+    reader = tf.train.load_checkpoint(CHECKPOINT)
+    names = [name for name in reader.get_variable_to_shape_map() if name != left_out]
+    path = str(tmp_path / "incomplete")
+    tf.raw_ops.SaveV2(
+        prefix=path,
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[reader.get_tensor(name) for name in names],
+    )
+    variables = [*notebook.network.variables, *notebook.optimizer.variables, notebook.global_step]
+    before = [v.numpy().tobytes() for v in variables]
+    with pytest.raises(ValueError, match=f"nothing was restored.*: {left_out}$"):
+        notebook.restore_original(path)
+    assert [v.numpy().tobytes() for v in variables] == before
+
+
+def test_a_changed_network_refuses_the_checkpoint(new_notebook):
+    notebook = new_notebook(replace={'Dense(256, activation="relu"': 'Dense(200, activation="relu"'})
+    with pytest.raises(ValueError, match="layer_fc1/weights, .*layer_fc2/weights"):
+        notebook.restore_original(CHECKPOINT)
+
+
+def distort(notebook, images):
+    """Distort images in batches of 500, with a seed for each."""
+    batches = np.array_split(images, len(images) // 500)
+    return np.concatenate(
+        [notebook.pre_process(b, training=True, seed=[5, i]) for i, b in enumerate(batches)]
+    )
+
+
+def test_distortions_of_the_training_set_have_the_original_distribution(restored):
+    """Over the first 5,000 training images, against the original's draws of the same images.
+
+    Both have one independent draw for each image. So the differences of an image's mean, or of its
+    standard deviation, are independent with expectation zero: a z-test of their mean, |z| < 4 (a false
+    alarm in 1 of 16,000), and a two-sample Kolmogorov-Smirnov test, p > 0.0001, for each channel.
+    The histograms of all pixels are compared bin by bin with the spread between parts of the images.
+    """
+    reference = np.load(ORIGINAL / "distorted-train-5000.npz")
+    images = restored.pixels_train[:5000].numpy() / np.float32(255)
+    distorted = distort(restored, images)
+    for name, values in [("mean", distorted.mean(axis=(1, 2))), ("std", distorted.std(axis=(1, 2)))]:
+        for channel in range(3):
+            difference = values[:, channel].astype(np.float64) - reference[name][:, channel]
+            z = difference.mean() / (difference.std(ddof=1) / np.sqrt(5000))
+            assert abs(z) < 4, (name, channel, z)
+            test = stats.ks_2samp(values[:, channel], reference[name][:, channel])
+            assert test.pvalue > 1e-4, (name, channel, test)
+
+    parts = np.array([np.histogram(p, 64, (0, 1))[0] for p in np.split(distorted, 100)]) / (50 * 24 * 24 * 3)
+    expected = reference["histogram"] / reference["histogram"].sum()
+    # The spread of one histogram of 5,000 images, twice in the difference of two.
+    spread = np.sqrt(2) * parts.std(axis=0, ddof=1) / np.sqrt(100)
+    assert np.abs((parts.mean(axis=0) - expected) / spread).max() < 5
+
+
+def test_distortions_of_one_image_have_the_original_distribution(restored):
+    """512 draws of test image 16 each: Kolmogorov-Smirnov tests of what each distortion changes."""
+    original = np.load(ORIGINAL / "distorted-test-16.npz")["images"]
+    port = distort(restored, np.repeat(restored.images_test[16:17], 512, axis=0))
+    features = {
+        "brightness": lambda x: x.mean(axis=(1, 2, 3)),
+        "contrast": lambda x: x.mean(axis=3).std(axis=(1, 2)),
+        "saturation": lambda x: (x.max(axis=3) - x.min(axis=3)).mean(axis=(1, 2)),
+        "hue": lambda x: (
+            (x[..., 0] - x[..., 1]).mean(axis=(1, 2))
+            / (x.max(axis=3) - x.min(axis=3) + 1e-3).mean(axis=(1, 2))
+        ),
+        "left-right": lambda x: (x[:, :, :12] - x[:, :, 12:]).mean(axis=(1, 2, 3)),
+        "top-bottom": lambda x: (x[:, :12] - x[:, 12:]).mean(axis=(1, 2, 3)),
+    }
+    for name, feature in features.items():
+        assert stats.ks_2samp(feature(original), feature(port)).pvalue > 1e-4, name
