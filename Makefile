@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test notebook flowchart
+.PHONY: run test notebook pictures
 
 run: .venv/run
 	$(BIN)/python -m tests.run_notebook
@@ -17,9 +17,11 @@ test: .venv/test
 notebook: .venv/run
 	$(BIN)/python -m tests.run_notebook --in-place
 
-# Draw the chart at the top of the notebook, from the network in the last checkpoint.
-flowchart: .venv/run
+# Draw the chart at the top of the notebook, from the network in the last checkpoint, and save the
+# README's picture from the outputs of the notebook.
+pictures: .venv/run
 	$(BIN)/python -m images.draw_flowchart
+	$(BIN)/python -m images.save_results
 
 .venv/run: requirements.txt | .venv
 	$(BIN)/python -m pip install -r requirements.txt

@@ -54,6 +54,13 @@ def find_data():
     os.environ["CIFAR10_DATA_PATH"] = str(cifar10.data_path)
 
 
+def drop_messages(notebook):
+    """Drop TensorFlow's messages about its start, which tell the time and the machine."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+
+
 def find_accuracy(notebook):
     """Return the line of the notebook's outputs that tells the test accuracy."""
     for cell in notebook.cells:
@@ -87,6 +94,8 @@ def main():
     executed = NOTEBOOK if arguments.in_place and failure is None else build / NOTEBOOK.name
     page = build / NOTEBOOK.with_suffix(".html").name
     notebook.metadata.language_info = {"name": "python"}
+    if arguments.in_place:
+        drop_messages(notebook)
     nbformat.write(notebook, executed)
     page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
 
