@@ -94,7 +94,7 @@ def test_the_stand_in_set_takes_the_place_of_cifar10_only_when_that_is_out_of_re
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cifar10, "data_path", "data/CIFAR-10/")
-    monkeypatch.setattr(cifar10, "_SOURCES", ())
+    monkeypatch.setattr(cifar10, "_SOURCES", ("http://127.0.0.1:9/cifar-10-python.tar.gz",))
     monkeypatch.setenv("CIFAR10_SAVE_DIR", "my checkpoints")
     monkeypatch.delenv("CIFAR10_DATA_PATH", raising=False)
     with pytest.raises(cifar10.DataUnavailableError, match="three ways on"):
