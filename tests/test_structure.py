@@ -39,6 +39,11 @@ def test_outputs_are_of_cifar10():
     assert re.search(r"Accuracy on Test-Set: [\d.]+% \(\d+ / 10000\)", text)
 
 
+def test_readme_tells_the_accuracy_of_the_notebook():
+    percentage = re.search(r"([\d.]+)%", find_accuracy(nbformat.read(NOTEBOOK, as_version=4)))[1]
+    assert f"{percentage} % of the test images" in (ROOT / "README.md").read_text().replace("\n", " ")
+
+
 def test_prose_before_every_code_cell():
     for before, cell in zip(CELLS, CELLS[1:], strict=False):
         if cell.cell_type == "code":
