@@ -19,7 +19,6 @@ def accuracies(seed, iterations, data_path):
         notebook = run_cells(
             data_path,
             save_dir,
-            before="optimize(num_iterations=int(num_iterations))",
             replace={"random_seed = 42": f"random_seed = {seed}"},
         )
         result = []

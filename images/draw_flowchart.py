@@ -79,9 +79,7 @@ def draw(notebook):
     fc2_ax = draw_neurons(fig, 0.765, output("layer_fc2"))
     for ax in [image_ax, crop_ax, fc1_ax, fc2_ax]:
         ax.set(xticks=[], yticks=[])
-    logits = output("layer_softmax")
-    probabilities = np.exp(logits - logits.max())
-    probabilities /= probabilities.sum()
+    probabilities = notebook["tf"].nn.softmax(output("layer_softmax")).numpy()
     draw_probabilities(fig, 0.915, probabilities, notebook["class_names"], cls)
 
     columns = [
@@ -122,7 +120,6 @@ def main():
     notebook = run_cells(
         os.environ.get("CIFAR10_DATA_PATH", ROOT / "data" / "CIFAR-10"),
         os.environ.get("CIFAR10_SAVE_DIR", ROOT / "checkpoints"),
-        before="optimize(num_iterations=int(num_iterations))",
     )
     if notebook["global_step"] == 0:
         sys.exit("There is no checkpoint, so train the network first, by `make run`.")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import cifar10
 from tests.notebook import ROOT, run_cells
 
 SHARED = ROOT.parent / "shared"
@@ -19,16 +20,12 @@ needs_original = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def stand_in_path(tmp_path_factory):
     """Folder of the stand-in set."""
-    import cifar10
-
     return cifar10.make_stand_in(tmp_path_factory.mktemp("stand-in"))
 
 
 @pytest.fixture(scope="session")
 def cifar10_path(tmp_path_factory):
     """Folder of the real CIFAR-10, extracted from an archive that was put there by hand."""
-    import cifar10
-
     path = tmp_path_factory.mktemp("CIFAR-10")
     shutil.copy(SHARED / "CIFAR-10" / "cifar-10-python.tar.gz", path)
     with pytest.MonkeyPatch.context() as patch:
@@ -40,17 +37,14 @@ def cifar10_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def notebook(stand_in_path, tmp_path_factory):
     """What the notebook defines, with a new network, up to its training. Don't train this one."""
-    save_dir = tmp_path_factory.mktemp("checkpoints")
-    names = run_cells(stand_in_path, save_dir, before="optimize(num_iterations=int(num_iterations))")
-    return SimpleNamespace(**names)
+    return SimpleNamespace(**run_cells(stand_in_path, tmp_path_factory.mktemp("checkpoints")))
 
 
 @pytest.fixture
 def new_notebook(stand_in_path, tmp_path):
     """A function that runs the notebook up to its training, with a network of its own."""
 
-    def run(save_dir=tmp_path / "checkpoints", data_path=stand_in_path, **kwargs):
-        kwargs.setdefault("before", "optimize(num_iterations=int(num_iterations))")
-        return SimpleNamespace(**run_cells(data_path, save_dir, **kwargs))
+    def run(save_dir=tmp_path / "checkpoints", data_path=stand_in_path, replace=None):
+        return SimpleNamespace(**run_cells(data_path, save_dir, replace))
 
     return run

@@ -12,17 +12,18 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "cifar10_cnn.ipynb"
 
 
-def run_cells(data_path, save_dir, num_iterations=0, before=None, replace=None):
-    """Run the code cells of the notebook in their order and return what they define.
+TRAINING = "optimize(num_iterations=int(num_iterations))"
+
+
+def run_cells(data_path, save_dir, replace=None):
+    """Run the code cells of the notebook up to its training and return what they define.
 
     :param data_path: Folder of the data set.
     :param save_dir: Folder of the checkpoints.
-    :param num_iterations: Number of training iterations to run.
-    :param before: Stop before the first cell that contains this text. None runs all cells.
     :param replace: Dictionary of lines to change, from the text in the notebook to the new text.
         Each text must occur exactly once.
     :return: Dictionary of all global names of the notebook.
-    :raises ValueError: A text of `replace` or `before` isn't in the notebook, or not just once.
+    :raises ValueError: A text of `replace` isn't in the notebook, or not just once.
     """
     cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     for old, new in (replace or {}).items():
@@ -30,16 +31,11 @@ def run_cells(data_path, save_dir, num_iterations=0, before=None, replace=None):
         if len(found) != 1 or found[0].source.count(old) != 1:
             raise ValueError(f"{old!r} isn't in the notebook exactly once.")
         found[0].source = found[0].source.replace(old, new)
-    if before is not None:
-        stop = [i for i, cell in enumerate(cells) if before in cell.source]
-        if not stop:
-            raise ValueError(f"{before!r} isn't in the notebook.")
-        cells = cells[: stop[0]]
+    training = next(i for i, cell in enumerate(cells) if TRAINING in cell.source)
 
     settings = {
         "CIFAR10_DATA_PATH": str(data_path),
         "CIFAR10_SAVE_DIR": str(save_dir),
-        "CIFAR10_NUM_ITERATIONS": str(num_iterations),
         "MPLBACKEND": "Agg",
     }
     namespace = {"__name__": "cifar10_cnn"}
@@ -47,7 +43,7 @@ def run_cells(data_path, save_dir, num_iterations=0, before=None, replace=None):
         mock.patch.dict(os.environ, settings),
         mock.patch.object(sys, "path", [str(ROOT), *sys.path]),
     ):
-        for cell in cells:
+        for cell in cells[:training]:
             # TensorFlow reads the source of the functions that it makes graphs of.
             name = f"<{cell.id} of {NOTEBOOK.name}>"
             lines = cell.source.splitlines(keepends=True)

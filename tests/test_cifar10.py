@@ -21,20 +21,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
-import cifar10  # noqa: E402
+import cifar10
+from tests.conftest import SHARED, needs_cifar10
+from tests.notebook import ROOT
 
-REAL_ARCHIVE = REPOSITORY.parent / "shared" / "CIFAR-10" / "cifar-10-python.tar.gz"
+REAL_ARCHIVE = SHARED / "CIFAR-10" / "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer"]
 NAMES += ["dog", "frog", "horse", "ship", "truck"]
 NUMBER = 20  # Images in each file of the fake data set.
-
-needs_real_data = pytest.mark.skipif(
-    not REAL_ARCHIVE.exists(), reason="the archive ../shared/CIFAR-10 isn't here"
-)
 
 
 ########################################################################
@@ -252,7 +248,7 @@ def real(tmp_path_factory):
     shutil.rmtree(path)
 
 
-@needs_real_data
+@needs_cifar10
 def test_real_files_are_those_of_the_archive(real):
     with tarfile.open(REAL_ARCHIVE) as archive:
         for member in filter(tarfile.TarInfo.isreg, archive):
@@ -263,7 +259,7 @@ def test_real_files_are_those_of_the_archive(real):
     assert sorted(file.name for file in real.iterdir()) == ["batches.meta", *BATCHES]
 
 
-@needs_real_data
+@needs_cifar10
 def test_real_data(real, capsys):
     assert not cifar10.is_stand_in()
     assert cifar10.load_class_names() == NAMES
@@ -283,7 +279,7 @@ def test_real_data(real, capsys):
         assert all(f"Loading data: {real / name}\n" in printed for name in names)
 
 
-@needs_real_data
+@needs_cifar10
 def test_one_changed_pixel_of_the_real_data(real, tmp_path, monkeypatch):
     folder = tmp_path / FOLDER
     folder.mkdir()
@@ -311,7 +307,7 @@ def test_published_facts():
 
 def test_imports_without_tensorflow():
     script = "import sys, cifar10; assert not {'tensorflow', 'keras'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 ########################################################################
@@ -457,7 +453,7 @@ def start(place, url, fake, limit=None):
     arguments = str(place), url, len(fake.archive), fake.sha256, fake.checksums, limit
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, repr(arguments)],
-        **{"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         encoding="utf-8",
     )
@@ -888,7 +884,7 @@ def test_stand_in_files(stand_in):
         assert meta[cifar10._STAND_IN_MARK.encode()][name.encode()] == [number, sha256.encode()]
 
 
-@needs_real_data
+@needs_cifar10
 def test_stand_in_has_the_opcodes_of_the_real_files(stand_in, real):
     """Python 2 wrote those, so there is no global that Python 3 alone knows."""
     for name in ("batches.meta", "data_batch_1"):
