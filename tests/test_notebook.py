@@ -217,6 +217,8 @@ def test_training_network_equals_numpy(new_notebook, iteration):
     keep = min(0.9997, max(0.9, (1 + iteration) / (10 + iteration)))
     layer = notebook.network.get_layer("layer_conv1_batch_normalize")
     np.testing.assert_allclose(layer.moving_mean, (1 - keep) * mean, rtol=1e-3, atol=1e-6)
+    number = 8 * 24 * 24  # The moving average takes the variance with number - 1.
+    variance = variance * number / (number - 1)
     np.testing.assert_allclose(layer.moving_variance, keep + (1 - keep) * variance, rtol=1e-5)
 
 
@@ -345,15 +347,6 @@ def test_resumed_training_equals_uninterrupted_training(new_notebook, tmp_path, 
     assert resumed.global_step == 12
     resumed.optimize(13)
     assert weights(resumed) == weights(uninterrupted)
-
-
-def test_a_changed_network_is_not_restored(new_notebook, tmp_path):
-    new_notebook().optimize(2)
-    before = {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
-    change = {'Dense(128, activation="relu"': 'Dense(64, activation="relu"'}
-    with pytest.raises(ValueError, match="shape"):
-        new_notebook(replace=change)
-    assert {path: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
 
 
 @pytest.mark.parametrize(
