@@ -1,17 +1,21 @@
 # make run    run the notebook from top to bottom, into build/
 # make test   run the tests
-# Both make the environment .venv first. Choose another Python by e.g. `make run PYTHON=python3.12`.
+# All make the environment .venv first. Choose another Python by e.g. `make run PYTHON=python3.12`.
 
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test notebook pictures
+.PHONY: run test test-faults notebook pictures
 
 run: .venv/run
 	$(BIN)/python -m tests.run_notebook
 
 test: .venv/test
 	$(BIN)/python -m pytest
+
+# All that can go wrong, e.g. each byte of a checkpoint damaged: about 15 minutes.
+test-faults: .venv/test
+	$(BIN)/python -m pytest --full
 
 # Run the notebook and keep the outputs in the notebook itself.
 notebook: .venv/run

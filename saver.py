@@ -271,16 +271,14 @@ def _read(path):
 
 def _set_aside(path, reason):
     """Rename the files of a damaged checkpoint."""
-    print(f"Damaged, so it is set aside: {path} ({reason})")
     for ending in (_INDEX, _DATA):
         file = Path(f"{path}{ending}")
-        for number in itertools.count(1):
-            new = file.with_name(f"{file.name}.damaged-{number}")
-            if not new.exists():
-                break
+        names = (file.with_name(f"{file.name}.damaged-{number}") for number in itertools.count(1))
         if file.exists():
-            with contextlib.suppress(PermissionError, FileNotFoundError):  # Read-only, or done by a worker.
-                file.rename(new)
+            with contextlib.suppress(OSError):  # The folder is read-only.
+                file.rename(next(name for name in names if not name.exists()))
+    unchanged = Path(f"{path}{_INDEX}").exists()
+    print(f"Damaged, so it is {'not used' if unchanged else 'set aside'}: {path} ({reason})")
 
 
 def _differences(old, new, place=""):

@@ -17,6 +17,43 @@ needs_original = pytest.mark.skipif(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="all of the tests of faults (make test-faults)")
+
+
+def _is_fault(item):
+    """Tell whether a test is about something that goes wrong: with the data or in the training."""
+    return "place" in item.fixturenames or item.path.name == "test_faults.py"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the long tests of faults unless --full is given."""
+    if config.getoption("--full"):
+        items[:] = [item for item in items if _is_fault(item)]
+    else:
+        long = [i for i in items if i.path.name == "test_faults.py" and not i.get_closest_marker("short")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+    for item in items:
+        if _is_fault(item):
+            item.user_properties.append(("fault", item.originalname.removeprefix("test_").replace("_", " ")))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what was tried, and what survived it."""
+    table = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            fault = dict(report.user_properties).get("fault")
+            if fault and (report.when == "call" or outcome != "passed"):
+                table.setdefault(fault, []).append(outcome)
+    if table:
+        terminalreporter.section("faults: tried / survived")
+        for fault, outcomes in table.items():
+            tried = len(outcomes) - outcomes.count("skipped")
+            terminalreporter.line(f"{fault:75} {tried:4} {outcomes.count('passed'):4}")
+
+
 @pytest.fixture(scope="session")
 def stand_in_path(tmp_path_factory):
     """Folder of the stand-in set."""
