@@ -22,7 +22,7 @@ def accuracies(seed, iterations, data_path):
         notebook = run_cells(data_path, save_dir, {"random_seed = 42": f"random_seed = {seed}"})
         notebook["optimize"](iterations)
     curve = notebook["learning_curve"].numpy()
-    result = {int(row[0]): row[4] for row in curve if not np.isnan(row[4])}
+    result = {int(row[0]): float(row[4]) for row in curve if not np.isnan(row[4])}
     print(f"seed {seed}: {result}", flush=True)
     return result
 

@@ -478,7 +478,7 @@ CHANGES = [
     ),
     (
         {'Dense(128, activation="relu"': 'Dense(64, activation="relu"'},
-        ["units, only there: 128", "units, only here: 64", "variables[8], only here: kernel (256, 64)"],
+        ["units, only there: 128", "units, only here: 64", "variables[9], only here: kernel (256, 64)"],
     ),
     (
         {'Dense(128, activation="relu"': 'Dense(128, activation="tanh"'},

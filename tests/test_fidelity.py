@@ -6,6 +6,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tests.conftest import SHARED, needs_cifar10, needs_original
+from tests.test_notebook import convolve, max_pool
 
 ORIGINAL = SHARED / "original"
 CHECKPOINT = ORIGINAL / "cifar10_cnn-1000"
@@ -13,11 +14,49 @@ pytestmark = [needs_original, needs_cifar10]
 
 
 @pytest.fixture
-def restored(new_notebook, cifar10_path):
-    return new_notebook(
-        data_path=cifar10_path,
-        replace={"original_checkpoint = None": f"original_checkpoint = {str(CHECKPOINT)!r}"},
+def open_original(new_notebook, cifar10_path):
+    """A function that runs the notebook with the path of an original checkpoint."""
+
+    def run(path):
+        change = {"original_checkpoint = None": f"original_checkpoint = {str(path)!r}"}
+        return new_notebook(data_path=cifar10_path, replace=change)
+
+    return run
+
+
+@pytest.fixture
+def restored(open_original):
+    return open_original(CHECKPOINT)
+
+
+def save_original(path, values):
+    """Write a checkpoint in the form of the original program."""
+    tf.raw_ops.SaveV2(
+        prefix=str(path),
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=[tf.constant(value) for value in values.values()],
     )
+
+
+def original_values():
+    """All variables of the original checkpoint by their names."""
+    reader = tf.train.load_checkpoint(CHECKPOINT)
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def values_after(step):
+    """Made-up variables of the original program after a number of iterations."""
+    values = original_values()
+    random = np.random.default_rng(step)
+    for name, value in values.items():
+        if value.ndim:
+            values[name] = value * random.uniform(0.5, 1.5, value.shape).astype(np.float32)
+    values["global_step"] = values["global_step"].dtype.type(step)
+    with np.errstate(under="ignore"):  # After 150,000 iterations they are zero.
+        values["beta1_power"] = np.float32(0.9) ** np.float32(step + 1)
+        values["beta2_power"] = np.float32(0.999) ** np.float32(step + 1)
+    return values
 
 
 def test_outputs_with_the_original_weights(restored):
@@ -25,27 +64,63 @@ def test_outputs_with_the_original_weights(restored):
     np.testing.assert_allclose(restored.y_pred(restored.images_test[:256]), expected, atol=1e-5, rtol=0)
 
 
-def test_training_goes_on_from_the_original_moments(restored):
+@pytest.mark.parametrize("step", [1, 12_000, 150_000])
+def test_outputs_of_checkpoints_of_other_steps(step, open_original, tmp_path):
+    """Compared with NumPy in float64, which takes the weights right from the file."""
+    values = values_after(step)
+    save_original(tmp_path / "cifar10_cnn", values)
+    restored = open_original(tmp_path / "cifar10_cnn")
+    assert restored.global_step == step
+    weights = {name.removeprefix("network/"): value.astype(np.float64) for name, value in values.items()}
+    layers = {name: value for name, value in weights.items() if "Adam" not in name}
+
+    class Layer:
+        def __init__(self, name):
+            self.kernel, self.bias = (
+                tf.constant(layers[name + "/weights"]),
+                tf.constant(layers[name + "/bias"]),
+            )
+
+    x = restored.images_test[:16, 4:28, 4:28].astype(np.float64)
+    x = convolve(x, Layer("layer_conv1"))
+    x -= layers["layer_conv1/batch_normalize/moving_mean"]
+    x /= np.sqrt(layers["layer_conv1/batch_normalize/moving_variance"] + 0.001)
+    x = max_pool(np.maximum(x + layers["layer_conv1/batch_normalize/beta"], 0))
+    x = max_pool(np.maximum(convolve(x, Layer("layer_conv2")), 0)).reshape(len(x), -1)
+    for name in ("layer_fc1", "layer_fc2"):
+        x = np.maximum(x @ layers[name + "/weights"] + layers[name + "/bias"], 0)
+    x = x @ layers["fully_connected/weights"] + layers["fully_connected/bias"]
+    softmax = np.exp(x - x.max(axis=1, keepdims=True))
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(restored.y_pred(restored.images_test[:16]), softmax, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("step", [1, 1000, 12_000, 150_000])
+def test_training_goes_on_from_the_original_moments(step, open_original, tmp_path):
     """Adam's next update equals NumPy's, in float64 from the moments in the checkpoint."""
-    assert restored.global_step == restored.optimizer.iterations == 1000
-    reader = tf.train.load_checkpoint(CHECKPOINT)
+    path, values = CHECKPOINT, original_values()
+    if step != 1000:
+        path, values = tmp_path / "cifar10_cnn", values_after(step)
+        save_original(path, values)
+    restored = open_original(path)
+    assert restored.global_step == restored.optimizer.iterations == step
     variables = restored.network.trainable_variables
     name_of = {id(v): name for name, v in restored.original_variables().items()}
-    x_batch, y_true_batch = restored.random_batch(1001)
+    x_batch, y_true_batch = restored.random_batch(step + 1)
     with tf.GradientTape() as tape:
-        logits = restored.training_network(x_batch, seed=[restored.random_seed, 1001])
+        logits = restored.training_network(x_batch, seed=[restored.random_seed, step + 1])
         loss = restored.calculate_loss(logits, y_true_batch)
     gradients = [gradient.numpy().astype(np.float64) for gradient in tape.gradient(loss, variables)]
     for name in ("moving_mean", "moving_variance"):  # Undo that this was a training step.
         variable = getattr(restored.network.get_layer("layer_conv1_batch_normalize"), name)
-        variable.assign(reader.get_tensor(f"network/layer_conv1/batch_normalize/{name}"))
+        variable.assign(values[f"network/layer_conv1/batch_normalize/{name}"])
 
     restored.optimize(1)
-    assert restored.global_step == restored.optimizer.iterations == 1001
-    rate = 1e-4 * np.sqrt(1 - 0.999**1001) / (1 - 0.9**1001)
+    assert restored.global_step == restored.optimizer.iterations == step + 1
+    rate = 1e-4 * np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
     for variable, gradient in zip(variables, gradients, strict=True):
         name = name_of[id(variable)]
-        value, m, v = (reader.get_tensor(name + end).astype(np.float64) for end in ("", "/Adam", "/Adam_1"))
+        value, m, v = (values[name + end].astype(np.float64) for end in ("", "/Adam", "/Adam_1"))
         m = 0.9 * m + 0.1 * gradient
         v = 0.999 * v + 0.001 * gradient**2
         expected = value - rate * m / (np.sqrt(v) + 1e-8)
@@ -58,15 +133,8 @@ def test_training_goes_on_from_the_original_moments(restored):
 )
 def test_an_incomplete_checkpoint_is_refused(new_notebook, tmp_path, left_out):
     notebook = new_notebook()
-    reader = tf.train.load_checkpoint(CHECKPOINT)
-    names = [name for name in reader.get_variable_to_shape_map() if name != left_out]
     path = str(tmp_path / "incomplete")
-    tf.raw_ops.SaveV2(
-        prefix=path,
-        tensor_names=names,
-        shape_and_slices=[""] * len(names),
-        tensors=[reader.get_tensor(name) for name in names],
-    )
+    save_original(path, {name: value for name, value in original_values().items() if name != left_out})
     variables = [*notebook.network.variables, *notebook.optimizer.variables, notebook.global_step]
     before = [v.numpy().tobytes() for v in variables]
     with pytest.raises(ValueError, match=f"nothing was restored.*: {left_out}$"):
