@@ -1,0 +1,212 @@
+"""Measures the notebook and its peers side by side and writes the table benchmarks/results.md.
+
+    python -m benchmarks.bench            # what `make bench` runs; about 20 minutes on two cores
+    python -m benchmarks.bench --quick    # one short round, to try it out
+
+Nothing else should run on the machine meanwhile. The programs take turns, so that a slow minute of
+the machine hits them all. PyTorch is measured if it is installed: pip install torch==2.13.0
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.notebook import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results.md"
+DATA_PATH = os.environ.get("CIFAR10_DATA_PATH", str(ROOT / "data" / "CIFAR-10"))
+
+TITLES = {
+    "notebook": "this notebook, its own `optimize()`",
+    "core": "the same without input and distortions",
+    "pytorch": "PyTorch, batched distortions, channels-last, fused Adam",
+    "obvious": "obvious port: TensorFlow as it comes, `map_fn`, a Python call per step",
+    "keras_fit": "Keras `fit` with Keras' random layers",
+    "sgemm": "the machine's limit: `sgemm` of the same size",
+}
+
+# Small programs for what a run does once. Each prints its seconds.
+ONCE = {
+    "loading both sets, with checksums": """
+import cifar10
+cifar10.data_path = {data_path!r}
+start = time.perf_counter()
+cifar10.load_training_data(), cifar10.load_test_data()
+seconds = time.perf_counter() - start
+""",
+    "first 10 iterations, with compiling": """
+from tests.notebook import run_cells
+optimize = run_cells({data_path!r}, {folder!r})["optimize"]
+start = time.perf_counter()
+optimize(10)
+seconds = time.perf_counter() - start
+""",
+    "classifying the test set of 10,000": """
+from tests.notebook import run_cells
+notebook = run_cells({data_path!r}, {folder!r})
+notebook["predict_cls"](notebook["images_test"][:512], None, notebook["cls_test"][:512])
+start = time.perf_counter()
+notebook["predict_cls_test"]()
+seconds = time.perf_counter() - start
+""",
+}
+
+GROWTH = """
+import resource
+from tests.notebook import run_cells
+optimize = run_cells({data_path!r}, {folder!r})["optimize"]
+optimize(100)
+for _ in range(10):
+    start = time.perf_counter()
+    optimize({part})
+    memory = open("/proc/self/statm").read().split()[1]
+    print("PART", time.perf_counter() - start, int(memory) * resource.getpagesize(), flush=True)
+"""
+
+
+def python(code, **names):
+    """Run a program in a process of its own and return what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = "import time\n" + code.format(data_path=DATA_PATH, folder=folder, **names)
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"A benchmark failed:\n{result.stderr}")
+    return result.stdout
+
+
+def take_turns(names, rounds, iterations):
+    """Return the iterations per second of each program in each round."""
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.contestants", name],
+            cwd=ROOT,
+            env=os.environ | {"CIFAR10_DATA_PATH": DATA_PATH},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
+        )
+        for name in names
+    }
+    speeds = {name: [] for name in names}
+    try:
+        for name, process in processes.items():
+            if process.stdout.readline() != "ready\n":
+                sys.exit(f"{name} doesn't run: try `python -m benchmarks.contestants {name}`.")
+        for number in range(rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                print(iterations, file=processes[name].stdin)
+                speeds[name].append(iterations / float(processes[name].stdout.readline()))
+            print({name: f"{speed[-1]:.1f}" for name, speed in speeds.items()}, flush=True)
+    finally:
+        for process in processes.values():
+            process.kill()
+    return speeds
+
+
+def run_whole_notebook():
+    """Run the notebook twice, from scratch and with a checkpoint. Return seconds and peak memory."""
+    result = []
+    with tempfile.TemporaryDirectory() as folder:
+        for iterations in ("10", "0"):
+            settings = {
+                "CIFAR10_DATA_PATH": DATA_PATH,
+                "CIFAR10_SAVE_DIR": f"{folder}/checkpoints",
+                "CIFAR10_NUM_ITERATIONS": iterations,
+            }
+            command = [sys.executable, "-m", "tests.run_notebook", "--build", folder]
+            start = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, env=os.environ | settings, check=True, capture_output=True)
+            result.append(time.perf_counter() - start)
+    # The largest process that has ended so far: the kernel that ran the notebook.
+    return result[-1], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def machine():
+    """Describe the processor and the versions in a line."""
+    model = platform.processor() or platform.machine()
+    features = set()
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text()
+        model = re.search(r"model name\s*: (.*)", text)[1] if "model name" in text else model
+        features = {name for name in ("avx2", "avx512f") if f" {name} " in text}
+    versions = []
+    for package in ("tensorflow", "keras", "numpy", "torch"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cores = f"{os.cpu_count()} cores of {model} ({', '.join(sorted(features)) or 'unknown instructions'})"
+    return f"{cores}, Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def spread(values, form):
+    """Format median, minimum and maximum."""
+    return (
+        f"{form.format(statistics.median(values))} ({form.format(min(values))} to {form.format(max(values))})"
+    )
+
+
+def report(speeds, once, growth, whole):
+    """Return all results as Markdown."""
+    own = speeds["notebook"]
+    lines = [
+        f"Measured by `make bench` on {machine()}. Median (minimum to maximum) of {len(own)} rounds, in "
+        "which the programs take turns.",
+        "",
+        "| program | iterations per second | this notebook is faster by |",
+        "|---|---|---|",
+    ]
+    for name, speed in speeds.items():
+        ratios = [a / b for a, b in zip(own, speed, strict=True)]
+        ratio = "" if name == "notebook" else spread(ratios, "{:.2f}")
+        lines.append(f"| {TITLES[name]} | {spread(speed, '{:.1f}')} | {ratio} |")
+    if "pytorch" not in speeds:
+        lines.append("| PyTorch | not installed: `pip install torch==2.13.0` | |")
+    lines += ["", "| what | measured |", "|---|---|"]
+    lines += [f"| {title} | {spread(seconds, '{:.2f}')} s |" for title, seconds in once.items()]
+    seconds, memory = whole
+    lines.append(f"| whole notebook with a checkpoint, without training | {seconds:.0f} s |")
+    lines.append(f"| peak memory of the whole notebook | {memory / 1e9:.2f} GB |")
+    (first, before), *_, (last, after) = growth
+    part = f"{len(growth)} equal parts of a longer training"
+    lines.append(
+        f"| time of the last of {part}, compared with the first | {100 * (last / first - 1):+.0f} % |"
+    )
+    lines.append(f"| memory after the last, compared with the first | {(after - before) / 1e6:+.0f} MB |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one short round, and no file is written")
+    quick = parser.parse_args().quick
+
+    names = list(TITLES)
+    try:
+        importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        names.remove("pytorch")
+    speeds = take_turns(names, rounds=1 if quick else 7, iterations=20 if quick else 200)
+    once = {title: [float(python(code + "print('SECONDS', seconds)").rsplit("SECONDS ", 1)[1])
+                    for _ in range(1 if quick else 3)] for title, code in ONCE.items()}  # fmt: skip
+    parts = re.findall(r"PART (\S+) (\S+)", python(GROWTH, part=10 if quick else 1000))
+    growth = [(float(seconds), float(memory)) for seconds, memory in parts]
+    result = report(speeds, once, growth, run_whole_notebook())
+    print("\n" + result)
+    if not quick:
+        RESULTS.write_text(result, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
