@@ -27,7 +27,8 @@ DATA_PATH = os.environ.get("CIFAR10_DATA_PATH", str(ROOT / "data" / "CIFAR-10"))
 
 TITLES = {
     "notebook": "this notebook, its own `optimize()`",
-    "core": "the same without input and distortions",
+    "core": "the same on one fixed batch, no input, no distortions",
+    "two_replicas": "the same, two replicas by `MirroredStrategy` on the same cores",
     "pytorch": "PyTorch, batched distortions, channels-last, fused Adam",
     "obvious": "obvious port: TensorFlow as it comes, `map_fn`, a Python call per step",
     "keras_fit": "Keras `fit` with Keras' random layers",

@@ -35,6 +35,17 @@ def core():
     )
 
 
+def two_replicas():
+    """The notebook with MirroredStrategy on two logical devices, which share the same cores."""
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # As the notebook does, before TensorFlow is imported.
+    import tensorflow as tf
+
+    devices = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+    mirrored = 'tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])'
+    return notebook({"tf.distribute.get_strategy()": mirrored})
+
+
 def load_arrays():
     """The training set as uint8 pixels and class-numbers."""
     import numpy as np
@@ -162,6 +173,7 @@ def sgemm():
 CONTESTANTS = {
     "notebook": notebook,
     "core": core,
+    "two_replicas": two_replicas,
     "pytorch": pytorch,
     "obvious": obvious,
     "keras_fit": keras_fit,

@@ -3,13 +3,18 @@
     python -m tests.run_notebook                  # build/cifar10_cnn.ipynb and .html
     python -m tests.run_notebook --in-place       # cifar10_cnn.ipynb itself
 
+Interrupt it (Ctrl-C) while it trains, and it saves a checkpoint and goes on to the results.
+
 The environment variables CIFAR10_DATA_PATH, CIFAR10_SAVE_DIR and CIFAR10_NUM_ITERATIONS choose the
 folder of the data set, the folder of the checkpoints and the number of training iterations.
 When CIFAR-10 is neither found nor can be downloaded, the stand-in set takes its place.
 """
 
 import argparse
+import asyncio
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +34,13 @@ class TerminalClient(NotebookClient):
         if msg["msg_type"] == "stream":
             print(msg["content"]["text"], end="", flush=True)
         return super().output(outs, msg, display_id, cell_index)
+
+    async def forward_interrupts(self, notebook):
+        """Interrupt the cell that is running, as Jupyter's stop-button does, instead of the kernel."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(NotImplementedError):  # Windows.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, lambda: asyncio.ensure_future(self.km.interrupt_kernel()))
 
 
 def print_heading(cell, cell_index):
@@ -80,10 +92,13 @@ def main():
     os.chdir(ROOT)
 
     find_data()
+    if arguments.in_place and cifar10.is_stand_in():
+        sys.exit("The notebook's own outputs must be of CIFAR-10, so it was not run.")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = TerminalClient(
         notebook, timeout=None, record_timing=False, on_cell_start=print_heading, kernel_name="python3"
     )
+    client.on_notebook_start = client.forward_interrupts
     failure = None
     try:
         client.execute(cwd=ROOT)

@@ -169,6 +169,32 @@ def test_interrupt_while_training(number, start, new_notebook, uninterrupted, tm
         assert state(resumed) == uninterrupted
 
 
+def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
+    """It saves a checkpoint and goes on to the results."""
+    settings = {
+        "CIFAR10_DATA_PATH": str(stand_in_path),
+        "CIFAR10_SAVE_DIR": str(tmp_path / "checkpoints"),
+        "CIFAR10_NUM_ITERATIONS": "100000",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.run_notebook", "--build", tmp_path / "build"],
+        cwd=ROOT,
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("Global Step:    100"):
+            process.send_signal(signal.SIGINT)
+            break
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "Saved checkpoint." in output and "Interrupted, with 99" in output
+    assert output.splitlines()[-1].startswith("Accuracy on Test-Set: ")
+    assert len(list((tmp_path / "checkpoints").glob("*.index"))) == 1
+
+
 @pytest.mark.short
 def test_second_interrupt_aborts(tmp_path):
     training = tiny(tmp_path)

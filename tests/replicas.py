@@ -1,0 +1,60 @@
+"""Trains the notebook's network on one and on two logical devices, for test_devices.py.
+
+    python -m tests.replicas DATA_PATH FOLDER
+
+TensorFlow's devices can only be chosen at its start, so this is a program of its own. It prints a JSON
+object with the losses of the first iterations in each case.
+"""
+
+import json
+import sys
+
+import tensorflow as tf
+
+from tests.notebook import run_cells
+from tests.train import OFTEN
+
+MIRRORED = {"tf.distribute.get_strategy()": 'tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])'}
+NO_BATCH_NORMALIZATION = {
+    'BatchNormalization(scale=False, epsilon=0.001, name="layer_conv1_batch_normalize"),': ""
+}
+# What the replicas do, done on one device: each half of the batch has its own mean and variance.
+HALVES = {
+    "return network(images, training=training)": "if not training: return network(images)\n"
+    "        return tf.concat([network(half, training=True) for half in tf.split(images, 2)], axis=0)"
+}
+
+
+def main():
+    data_path, folder = sys.argv[1:]
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+    def train(name, replace, iterations):
+        notebook = run_cells(data_path, f"{folder}/{name}", OFTEN | replace)
+        notebook["optimize"](iterations)
+        return notebook
+
+    def losses(notebook):
+        return notebook["learning_curve"].numpy()[:, 1].tolist()
+
+    result = {}
+    plain = NO_BATCH_NORMALIZATION
+    result["one, no batch normalization"] = losses(train("one", plain, 20))
+    result["two, no batch normalization"] = losses(train("two", plain | MIRRORED, 20))
+    result["halves"] = losses(train("halves", HALVES, 20))
+    train("mirrored", MIRRORED, 10)
+    mirrored = train("mirrored", MIRRORED, 10)
+    result["mirrored"] = losses(mirrored)
+
+    # The checkpoint of two devices opens on one.
+    on_one = run_cells(data_path, f"{folder}/mirrored", OFTEN)
+    result["step on one"] = int(on_one["global_step"])
+    x = on_one["images_test"][:64]
+    difference = on_one["y_pred"](x) - mirrored["y_pred"](x)
+    result["difference on one"] = float(tf.reduce_max(tf.abs(difference)))
+    print("\nRESULT " + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Tests that the notebook's training works on several devices, and that no device waits for Python."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.notebook import NOTEBOOK, ROOT
+
+
+@pytest.fixture(scope="module")
+def replicas(stand_in_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replicas")
+    command = [sys.executable, "-m", "tests.replicas", stand_in_path, folder]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.rsplit("RESULT ", 1)[1]) | {"folder": folder}
+
+
+def test_two_devices_train_like_one_without_batch_normalization(replicas):
+    """The same 64 images with the same distortions give the same losses but for rounding."""
+    one, two = replicas["one, no batch normalization"], replicas["two, no batch normalization"]
+    assert len(one) == 4
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+def test_batch_normalization_takes_the_statistics_of_each_part(replicas):
+    """The one difference: each device normalizes its part of the batch by the part's own statistics."""
+    np.testing.assert_allclose(replicas["mirrored"], replicas["halves"], rtol=1e-4)
+    assert replicas["mirrored"] != pytest.approx(replicas["one, no batch normalization"], rel=1e-2)
+
+
+def test_checkpoint_of_two_devices_opens_on_one(replicas):
+    assert replicas["step on one"] == 20
+    assert replicas["difference on one"] < 1e-6
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_by_the_exported_notebook(stand_in_path, tmp_path, replicas):
+    """The notebook as a script, with one line changed, run twice by two workers."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "python", str(NOTEBOOK)]
+    subprocess.run(
+        [*command, "--output-dir", tmp_path, "--output", "script"], check=True, capture_output=True
+    )
+    script = (tmp_path / "script.py").read_text()
+    old, new = "tf.distribute.get_strategy()", "tf.distribute.MultiWorkerMirroredStrategy()"
+    assert script.count(old) == 1
+    (tmp_path / "script.py").write_text(script.replace(old, new))
+    for end in (5, 10):
+        workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+        processes = []
+        for index in range(2):
+            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+            settings = {
+                "TF_CONFIG": json.dumps(task),
+                "CIFAR10_DATA_PATH": str(stand_in_path),
+                "CIFAR10_SAVE_DIR": str(tmp_path / "checkpoints"),
+                "CIFAR10_NUM_ITERATIONS": "5",
+                "MPLBACKEND": "Agg",
+                "PYTHONPATH": str(ROOT),
+            }
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "script.py"],
+                    cwd=tmp_path,
+                    env=os.environ | settings,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+        assert [output.count("Saved checkpoint.") for output in outputs] == [1, 0]
+        assert all(("Restored checkpoint" in output) == (end == 10) for output in outputs)
+    assert not list(tmp_path.glob("checkpoints/changed-*"))
+
+    # The weights are those of two devices in one process but for rounding.
+    paths = tmp_path / "checkpoints" / "cifar10_cnn-10", replicas["folder"] / "mirrored" / "cifar10_cnn-10"
+    workers, devices = (tf.train.load_checkpoint(str(path)) for path in paths)
+    assert workers.get_tensor("global_step/.ATTRIBUTES/VARIABLE_VALUE") == 10
+    names = [name for name in workers.get_variable_to_shape_map() if name.startswith("network/")]
+    assert len(names) >= 13
+    for name in names:
+        np.testing.assert_allclose(workers.get_tensor(name), devices.get_tensor(name), atol=1e-4)
+
+
+def test_no_python_and_no_transfer_in_the_loop(notebook):
+    """What a GPU is given for many iterations is one graph that needs nothing from the host.
+
+    It takes the number of iterations, whose images and labels are on the device already, and contains
+    no call of Python, no reading of files, no iterator and no feeding or fetching within its loop.
+    """
+    function = notebook.train_steps.get_concrete_function(tf.TensorSpec([], tf.int32))
+    definition = function.graph.as_graph_def()
+    nodes = [*definition.node] + [node for f in definition.library.function for node in f.node_def]
+    operations = {node.op for node in nodes}
+    assert {"While", "StatelessWhile"} & operations  # The loop is in the graph,
+    assert {"Conv2D", "Conv2DBackpropFilter", "FusedBatchNormGradV3"} <= operations  # with all the work,
+    assert "ResourceApplyAdam" in operations or "AssignSubVariableOp" in operations  # and the updates.
+    unwanted = (
+        "PyFunc",
+        "Iterator",
+        "Dataset",
+        "Feed",
+        "Fetch",
+        "Recv",
+        "Send",
+        "Queue",
+        "ReadFile",
+        "Print",
+    )
+    assert not [name for name in operations if any(word in name for word in unwanted)]
+    # Besides variables it captures the training set, from the device's memory, and nothing else large.
+    captured = [t for t in function.captured_inputs if t.dtype not in (tf.resource, tf.variant)]
+    large = [t for t in captured if t.shape.num_elements() > 1000]
+    assert {id(t) for t in large} == {id(notebook.pixels_train), id(notebook.labels_train)}
+    assert function.structured_input_signature[0][0].shape == []
+    assert function.structured_outputs.shape == []
+
+
+def test_python_only_starts_runs_of_iterations(new_notebook):
+    """Between two lines of the status, a hundred iterations run without Python."""
+    notebook = new_notebook(replace={"steps_per_run = 10": "steps_per_run = 100"})
+    calls, train_steps = [], notebook.train_steps
+    notebook.optimize.__globals__["train_steps"] = lambda n: calls.append(int(n)) or train_steps(n)
+    notebook.optimize(200)
+    assert calls == [100, 100]
