@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -104,10 +105,14 @@ def take_turns(names, rounds, iterations):
         for name, process in processes.items():
             if process.stdout.readline() != "ready\n":
                 sys.exit(f"{name} doesn't run: try `python -m benchmarks.contestants {name}`.")
+            process.send_signal(signal.SIGSTOP)  # Some go on working when nobody asks them to.
         for number in range(rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                print(iterations, file=processes[name].stdin)
-                speeds[name].append(iterations / float(processes[name].stdout.readline()))
+                process = processes[name]
+                process.send_signal(signal.SIGCONT)
+                print(iterations, file=process.stdin)
+                speeds[name].append(iterations / float(process.stdout.readline()))
+                process.send_signal(signal.SIGSTOP)
             print({name: f"{speed[-1]:.1f}" for name, speed in speeds.items()}, flush=True)
     finally:
         for process in processes.values():

@@ -29,7 +29,7 @@ def core():
     one_batch = "x_batch, y_true_batch = tf.constant(images_test[:64]), tf.constant(labels_test[:64])"
     return notebook(
         {
-            "x_batch, y_true_batch = random_batch(step)": one_batch,
+            "x_batch, y_true_batch = random_batch(step)\n\n    with": one_batch + "\n\n    with",
             "images = pre_process(images, training, seed)": "images = images[:, 4:28, 4:28]",
         }
     )

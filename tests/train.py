@@ -19,7 +19,7 @@ from tests.notebook import run_cells
 OFTEN = {
     "steps_per_run = 10": "steps_per_run = 5",
     "if (i_global % 100 == 0) or": "if (i_global % 5 == 0) or",
-    "if i_global % 100 == 0:": "if i_global % 5 == 0:",
+    "    if step % 100 == 0:": "    if step % 5 == 0:",
     "if (i_global % 1000 == 0) or": "if (i_global % 5 == 0) or",
 }
 STAGES = ("before writing", "half written", "written", "data moved", "index moved", "old index deleted")
