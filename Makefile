@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: run test test-faults notebook pictures
+.PHONY: run test test-faults bench notebook pictures
 
 run: .venv/run
 	$(BIN)/python -m tests.run_notebook
@@ -16,6 +16,10 @@ test: .venv/test
 # All that can go wrong, e.g. each byte of a checkpoint damaged: about 15 minutes.
 test-faults: .venv/test
 	$(BIN)/python -m pytest --full
+
+# Measure the speed beside other programs. Nothing else should run on the machine.
+bench: .venv/run
+	$(BIN)/python -m benchmarks.bench
 
 # Run the notebook and keep the outputs in the notebook itself.
 notebook: .venv/run

@@ -203,7 +203,7 @@ def main():
         importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         names.remove("pytorch")
-    speeds = take_turns(names, rounds=1 if quick else 7, iterations=20 if quick else 200)
+    speeds = take_turns(names, rounds=1 if quick else 13, iterations=20 if quick else 100)
     once = {title: [float(python(code + "print('SECONDS', seconds)").rsplit("SECONDS ", 1)[1])
                     for _ in range(1 if quick else 3)] for title, code in ONCE.items()}  # fmt: skip
     parts = re.findall(r"PART (\S+) (\S+)", python(GROWTH, part=10 if quick else 1000))

@@ -1,6 +1,9 @@
 """Fixtures: the stand-in set, the real CIFAR-10 where it is at hand, and what the notebook defines."""
 
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -85,3 +88,20 @@ def new_notebook(stand_in_path, tmp_path):
         return SimpleNamespace(**run_cells(data_path, save_dir, replace))
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a disk of a given size, e.g. "1m", and returns its folder."""
+    path = tmp_path / "small disk"
+
+    def make(size):
+        path.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+        if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("Mounting a disk takes Linux and the rights of root.")
+        return path
+
+    yield make
+    if os.path.ismount(path):
+        subprocess.run(["umount", str(path)], check=True)

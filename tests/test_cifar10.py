@@ -485,6 +485,28 @@ def test_disk_that_fills_up(limit, place, server, fake):
     assert_loads(fake)
 
 
+def test_full_disk(place, small_disk, sources, server, fake, monkeypatch):
+    """First it is too small, then something else fills it during the download, then it is large enough."""
+    disk = small_disk("64k")
+    monkeypatch.setattr(cifar10, "data_path", disk)
+    sources("good")
+    with pytest.raises(OSError, match="MB are needed but only 0 MB are free") as caught:
+        cifar10.maybe_download_and_extract()
+    assert caught.value.errno == errno.ENOSPC and server.requests == []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+        with pytest.raises(OSError, match="No space left.*could not be stored") as caught:
+            cifar10.maybe_download_and_extract()
+    assert caught.value.errno == errno.ENOSPC
+    assert "cifar-10-python.tar.gz" not in snapshot(disk)
+
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    cifar10.maybe_download_and_extract()
+    assert server.requests[-1][1].startswith("bytes=")  # Continued.
+    assert_loads(fake)
+
+
 def test_extraction_that_fills_the_disk(place, fake):
     (place / "cifar-10-python.tar.gz").write_bytes(fake.archive)
     _, errors = start(place, "http://127.0.0.1:9/", fake, 60_000).communicate(timeout=30)

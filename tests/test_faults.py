@@ -609,28 +609,17 @@ def test_file_size_limit_while_saving(new_notebook, uninterrupted, tmp_path, cap
     assert state(notebook) == uninterrupted
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 32 MB, which holds three checkpoints."""
-    path = tmp_path / "small disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(path)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("Mounting a disk takes Linux and the rights of root.")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
 @pytest.mark.short
 def test_full_disk_while_saving(small_disk, new_notebook, capsys):
-    notebook = new_notebook(save_dir=small_disk / "checkpoints", replace=OFTEN)
+    folder = small_disk("32m") / "checkpoints"  # Holds three of them.
+    notebook = new_notebook(save_dir=folder, replace=OFTEN)
     notebook.optimize(30)
     output = capsys.readouterr().out
     assert output.count("COULD NOT SAVE") == 3 and output.count("Saved checkpoint.") == 3
-    assert new_notebook(save_dir=small_disk / "checkpoints", replace=OFTEN).global_step == 15
-    (small_disk / "checkpoints" / f"cifar10_cnn-5{DATA}").unlink()  # The user frees some space.
+    assert new_notebook(save_dir=folder, replace=OFTEN).global_step == 15
+    (folder / f"cifar10_cnn-5{DATA}").unlink()  # The user frees some space.
     assert notebook.saver.save()
-    assert new_notebook(save_dir=small_disk / "checkpoints", replace=OFTEN).global_step == 30
+    assert new_notebook(save_dir=folder, replace=OFTEN).global_step == 30
 
 
 @pytest.mark.short
@@ -646,10 +635,11 @@ def test_folder_that_cannot_be_made(tmp_path):
 
 @pytest.mark.short
 def test_read_only_folder_can_be_looked_at(two_checkpoints, small_disk, capsys):
-    shutil.copytree(two_checkpoints, small_disk / "checkpoints")
-    (small_disk / "checkpoints" / f"cifar10_cnn-2{DATA}").write_bytes(b"")
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    training = tiny(small_disk / "checkpoints")
+    disk = small_disk("1m")
+    shutil.copytree(two_checkpoints, disk / "checkpoints")
+    (disk / "checkpoints" / f"cifar10_cnn-2{DATA}").write_bytes(b"")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    training = tiny(disk / "checkpoints")
     assert training.global_step == 1
     assert "Damaged, so it is not used: " in capsys.readouterr().out
     with pytest.raises(OSError, match="Read-only.*can't be saved in"):
