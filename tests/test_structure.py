@@ -44,6 +44,11 @@ def test_readme_tells_the_accuracy_of_the_notebook():
     assert f"{percentage} % of the test images" in (ROOT / "README.md").read_text().replace("\n", " ")
 
 
+def test_readme_has_the_tables_of_the_benchmark():
+    results = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8").strip()
+    assert results in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_prose_before_every_code_cell():
     for before, cell in zip(CELLS, CELLS[1:], strict=False):
         if cell.cell_type == "code":
