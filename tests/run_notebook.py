@@ -74,11 +74,11 @@ def drop_messages(notebook):
 
 
 def find_accuracy(notebook):
-    """Return the line of the notebook's outputs that tells the test accuracy."""
+    """Return the line of the notebook's outputs that tells the test accuracy after the training."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             for line in output.get("text", "").splitlines():
-                if line.startswith("Accuracy on Test-Set"):
+                if line.startswith("Accuracy on Test-Set") and line.endswith(")"):
                     return line
     raise ValueError("The notebook has printed no test accuracy.")
 
