@@ -64,7 +64,7 @@ class Saver:
         self._global_step = global_step
         self._is_chief = is_chief
         self._folder = None
-        self._settings = {
+        settings = {
             "network": network.get_config(),
             "variables": [f"{v.name} {tuple(v.shape)}" for v in network.variables],
             "optimizer": keras.optimizers.serialize(optimizer),
@@ -73,7 +73,7 @@ class Saver:
             network=network,
             optimizer=optimizer,
             global_step=global_step,
-            settings=tf.Variable(json.dumps(self._settings, default=lambda other: str(type(other)))),
+            settings=tf.Variable(json.dumps(settings, default=lambda other: str(type(other)))),
             **variables,
         )
 
@@ -107,7 +107,7 @@ class Saver:
         print("Restored checkpoint from:", path)
 
     def save(self):
-        """Save a checkpoint, and delete the oldest ones.
+        """Save a checkpoint in the folder of `restore`, and delete the oldest ones.
 
         The files are written elsewhere in the folder and get their names when they are whole, so a
         checkpoint is there completely or not at all. When it can't be saved, for example because
@@ -118,7 +118,7 @@ class Saver:
         if not self._is_chief:
             return False
         path = self._folder / f"cifar10_cnn-{self._global_step.numpy()}"
-        unfinished = self._folder / "unfinished"
+        unfinished = self._folder / "cifar10_cnn-unfinished"
         try:
             if unfinished.exists():  # A process was killed before it could remove it.
                 shutil.rmtree(unfinished)
