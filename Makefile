@@ -13,7 +13,7 @@ run: .venv/run
 test: .venv/test
 	$(BIN)/python -m pytest
 
-# All that can go wrong, e.g. each byte of a checkpoint damaged: about 15 minutes.
+# All that can go wrong, e.g. each byte of a checkpoint damaged: about 20 minutes.
 test-faults: .venv/test
 	$(BIN)/python -m pytest --full
 
