@@ -1,7 +1,7 @@
-"""The network of the notebook in PyTorch, in its fastest form on a CPU that was found.
+"""The network of the notebook in PyTorch, in a fast form for a CPU.
 
-Distortions on whole batches, images and weights channels-last, fused Adam. (torch.compile was tried
-too.) This program is a benchmark and nothing else: it needs PyTorch, which the notebook doesn't.
+Distortions on whole batches, images and weights channels-last, fused Adam. torch.compile was not tried.
+This program is a benchmark and nothing else: it needs PyTorch, which the notebook doesn't.
 """
 
 import torch
