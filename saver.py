@@ -87,13 +87,13 @@ class Saver:
         :param save_dir: Folder of the checkpoints; need not exist.
         :raises CheckpointError: There are checkpoints, but none is whole. Nothing was changed.
         """
+        ours = json.loads(self._checkpoint.settings.numpy())
         for number in itertools.count():
             self._folder = Path(save_dir, f"changed-{number}") if number else Path(save_dir)
             path, settings = _newest_whole_checkpoint(self._folder)
             if path is None:
                 print(f"No checkpoint in {self._folder}{os.sep}, so the variables are new ones.")
                 return
-            ours = json.loads(self._checkpoint.settings.numpy())
             differences = list(_differences(settings, ours))
             if not differences:
                 break
@@ -214,11 +214,15 @@ def _noting_interrupts(interrupted):
             signal.signal(number, handler)
 
 
+def _matches(pattern, folder):
+    """Return the matches of a pattern with the names of the files in a folder, which need not exist."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [match for match in map(pattern.fullmatch, names) if match]
+
+
 def _numbers(folder):
     """Return the set of numbers of the checkpoints in a folder, whole or not."""
-    if not folder.is_dir():
-        return set()
-    return {int(match[1]) for match in map(_FILE.fullmatch, os.listdir(folder)) if match}
+    return {int(match[1]) for match in _matches(_FILE, folder)}
 
 
 def _newest_whole_checkpoint(folder):
@@ -244,7 +248,7 @@ def _newest_whole_checkpoint(folder):
             _set_aside(other, reason)
         return path, settings
 
-    files = sorted(filter(_ANY_FILE.fullmatch, os.listdir(folder))) if folder.is_dir() else []
+    files = [match[0] for match in _matches(_ANY_FILE, folder)]
     if files:
         reasons = [f"{path.name}: {reason}" for path, reason in damaged.items()] or files
         raise CheckpointError(

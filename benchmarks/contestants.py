@@ -41,12 +41,10 @@ def core():
 def two_replicas():
     """The notebook with MirroredStrategy on two logical devices, which share the same cores."""
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # As the notebook does, before TensorFlow is imported.
-    import tensorflow as tf
+    from tests.replicas import MIRRORED, split_cpu
 
-    devices = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
-    mirrored = 'tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])'
-    return notebook({"tf.distribute.get_strategy()": mirrored})
+    split_cpu()
+    return notebook(MIRRORED)
 
 
 def load_arrays():

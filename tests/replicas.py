@@ -27,10 +27,15 @@ HALVES = {
 }
 
 
-def main():
-    data_path, folder, case = sys.argv[1:]
+def split_cpu():
+    """Make two logical devices of the processor."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+def main():
+    data_path, folder, case = sys.argv[1:]
+    split_cpu()
 
     def train(name, replace, iterations):
         notebook = run_cells(data_path, f"{folder}/{name}", OFTEN | replace)

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import saver as saver_module
 from saver import CheckpointError, Saver
-from tests.notebook import ROOT
+from tests.notebook import ROOT, run_cells
 from tests.train import OFTEN, STAGES
 
 ITERATIONS = 60
@@ -40,8 +40,6 @@ def state(notebook):
 @pytest.fixture(scope="module")
 def uninterrupted(stand_in_path, tmp_path_factory):
     """The state after all iterations without a break, in one process."""
-    from tests.notebook import run_cells
-
     notebook = SimpleNamespace(**run_cells(stand_in_path, tmp_path_factory.mktemp("whole"), OFTEN))
     notebook.optimize(ITERATIONS)
     assert list(notebook.learning_curve.numpy()[:, 0]) == list(range(5, ITERATIONS + 1, 5))
@@ -78,27 +76,17 @@ def start(stand_in_path, tmp_path):
 # Killed.
 
 
-def kill_at_random_moments(numbers, start, new_notebook, uninterrupted, tmp_path, capsys):
-    for number in numbers:
-        shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
-        process = start()
-        time.sleep(random.Random(number).uniform(0, 4))
-        process.kill()
-        process.communicate()
-        resumed = new_notebook(replace=OFTEN)
-        resumed.optimize(ITERATIONS - int(resumed.global_step))
-        assert state(resumed) == uninterrupted, f"killed at moment {number}"
-        assert "set aside" not in capsys.readouterr().out
-
-
-@pytest.mark.short
-def test_kill_while_training(start, new_notebook, uninterrupted, tmp_path, capsys):
-    kill_at_random_moments([0], start, new_notebook, uninterrupted, tmp_path, capsys)
-
-
-@pytest.mark.parametrize("number", range(1, 21))
-def test_kill_while_training_20_times(number, start, new_notebook, uninterrupted, tmp_path, capsys):
-    kill_at_random_moments([number], start, new_notebook, uninterrupted, tmp_path, capsys)
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.short), *range(1, 21)])
+def test_kill_while_training(number, start, new_notebook, uninterrupted, capsys):
+    """Each at a random moment."""
+    process = start()
+    time.sleep(random.Random(number).uniform(0, 4))
+    process.kill()
+    process.communicate()
+    resumed = new_notebook(replace=OFTEN)
+    resumed.optimize(ITERATIONS - int(resumed.global_step))
+    assert state(resumed) == uninterrupted
+    assert "set aside" not in capsys.readouterr().out
 
 
 def test_kill_again_and_again(start, new_notebook, uninterrupted):
@@ -257,18 +245,18 @@ def test_interrupt_while_evaluating(number, new_notebook, uninterrupted):
 # Damaged files. A tiny network, so that every byte can be tried.
 
 
-def tiny(save_dir, **changes):
+def tiny(save_dir):
     """A training run of a network with six weights, whose state is told by its number of iterations."""
     keras.utils.set_random_seed(1)
     network = keras.Sequential([keras.Input([2]), keras.layers.Dense(2, name="layer_fc1")])
-    optimizer = keras.optimizers.Adam(changes.pop("learning_rate", 1e-4))
+    optimizer = keras.optimizers.Adam(1e-4)
     optimizer.build(network.trainable_variables)
     global_step = tf.Variable(0, dtype=tf.int64)
     saver = Saver(
         network=network,
         optimizer=optimizer,
         global_step=global_step,
-        settings={"random_seed": 1} | changes,
+        settings={"random_seed": 1},
     )
 
     def train():
@@ -314,7 +302,6 @@ def check_damage(path, capsys, restored, harmless=False):
     assert values(restored) == [[[step, step], [step, step]], [step, step]]
     left = {name: (path / name).read_bytes() for name in os.listdir(path)}
     assert sorted(left.values()) == sorted(files.values())  # Nothing lost, nothing altered.
-    return step
 
 
 def try_damages(damages, two_checkpoints, tmp_path, capsys, harmless=False):

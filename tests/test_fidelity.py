@@ -1,12 +1,15 @@
 """Tests that the port computes what the original program computed, by the outputs that it left."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import stats
+from scipy.special import softmax
 
 from tests.conftest import SHARED, needs_cifar10, needs_original
-from tests.test_notebook import convolve, max_pool
+from tests.test_notebook import forward
 
 ORIGINAL = SHARED / "original"
 CHECKPOINT = ORIGINAL / "cifar10_cnn-1000"
@@ -71,28 +74,19 @@ def test_outputs_of_checkpoints_of_other_steps(step, open_original, tmp_path):
     save_original(tmp_path / "cifar10_cnn", values)
     restored = open_original(tmp_path / "cifar10_cnn")
     assert restored.global_step == step
-    weights = {name.removeprefix("network/"): value.astype(np.float64) for name, value in values.items()}
-    layers = {name: value for name, value in weights.items() if "Adam" not in name}
-
-    class Layer:
-        def __init__(self, name):
-            self.kernel, self.bias = (
-                tf.constant(layers[name + "/weights"]),
-                tf.constant(layers[name + "/bias"]),
-            )
-
-    x = restored.images_test[:16, 4:28, 4:28].astype(np.float64)
-    x = convolve(x, Layer("layer_conv1"))
-    x -= layers["layer_conv1/batch_normalize/moving_mean"]
-    x /= np.sqrt(layers["layer_conv1/batch_normalize/moving_variance"] + 0.001)
-    x = max_pool(np.maximum(x + layers["layer_conv1/batch_normalize/beta"], 0))
-    x = max_pool(np.maximum(convolve(x, Layer("layer_conv2")), 0)).reshape(len(x), -1)
-    for name in ("layer_fc1", "layer_fc2"):
-        x = np.maximum(x @ layers[name + "/weights"] + layers[name + "/bias"], 0)
-    x = x @ layers["fully_connected/weights"] + layers["fully_connected/bias"]
-    softmax = np.exp(x - x.max(axis=1, keepdims=True))
-    softmax /= softmax.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(restored.y_pred(restored.images_test[:16]), softmax, atol=1e-5, rtol=0)
+    layers = []
+    for name in ("layer_conv1", "layer_conv2", "layer_fc1", "layer_fc2", "fully_connected"):
+        kernel, bias = (tf.constant(values[f"network/{name}/{end}"]) for end in ("weights", "bias"))
+        name = name.replace("fully_connected", "layer_softmax")
+        layers.append(SimpleNamespace(name=name, kernel=kernel, bias=bias))
+    batch_normalize = {
+        name: tf.constant(values[f"network/layer_conv1/batch_normalize/{name}"])
+        for name in ("beta", "moving_mean", "moving_variance")
+    }
+    layers.append(SimpleNamespace(name="layer_conv1_batch_normalize", **batch_normalize))
+    images = restored.images_test[:16]
+    logits, _, _ = forward(SimpleNamespace(layers=layers), images[:, 4:28, 4:28], training=False)
+    np.testing.assert_allclose(restored.y_pred(images), softmax(logits, axis=1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("step", [1, 1000, 12_000, 150_000])
