@@ -15,13 +15,20 @@ import numpy as np
 
 from tests.notebook import ROOT, run_cells
 
+DATA_PATH = ROOT / "data" / "CIFAR-10"
+
+
+def train(iterations, data_path, replace):
+    """Train a changed notebook from scratch and return its learning curve."""
+    with tempfile.TemporaryDirectory() as save_dir:
+        notebook = run_cells(data_path, save_dir, replace)
+        notebook["optimize"](iterations)
+    return notebook["learning_curve"].numpy()
+
 
 def accuracies(seed, iterations, data_path):
     """Train from scratch and return a dictionary of the test accuracies by the iterations."""
-    with tempfile.TemporaryDirectory() as save_dir:
-        notebook = run_cells(data_path, save_dir, {"random_seed = 42": f"random_seed = {seed}"})
-        notebook["optimize"](iterations)
-    curve = notebook["learning_curve"].numpy()
+    curve = train(iterations, data_path, {"random_seed = 42": f"random_seed = {seed}"})
     result = {int(row[0]): float(row[4]) for row in curve if not np.isnan(row[4])}
     print(f"seed {seed}: {result}", flush=True)
     return result
@@ -31,7 +38,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     parser.add_argument("--iterations", type=int, default=10_000)
-    parser.add_argument("--data-path", default=ROOT / "data" / "CIFAR-10")
+    parser.add_argument("--data-path", default=DATA_PATH)
     arguments = parser.parse_args()
 
     columns = [accuracies(seed, arguments.iterations, arguments.data_path) for seed in arguments.seeds]

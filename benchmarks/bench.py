@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.notebook import ROOT
+from tests.notebook import ROOT, settings
 
 RESULTS = ROOT / "benchmarks" / "results.md"
 DATA_PATH = os.environ.get("CIFAR10_DATA_PATH", str(ROOT / "data" / "CIFAR-10"))
@@ -123,18 +123,13 @@ def run_whole_notebook():
     """Run the notebook from scratch and again. Return the seconds of the latter and the peak memory."""
     result = []
     with tempfile.TemporaryDirectory() as folder:
-        for iterations in ("10", "0"):
-            settings = {
-                "CIFAR10_DATA_PATH": DATA_PATH,
-                "CIFAR10_SAVE_DIR": f"{folder}/checkpoints",
-                "CIFAR10_NUM_ITERATIONS": iterations,
-            }
+        for iterations in (10, 0):
             command = [sys.executable, "-m", "tests.run_notebook", "--build", folder]
             start = time.perf_counter()
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=os.environ | settings,
+                env=settings(DATA_PATH, f"{folder}/checkpoints", iterations),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )

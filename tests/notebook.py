@@ -10,9 +10,16 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "cifar10_cnn.ipynb"
-
-
 TRAINING = "optimize(num_iterations=int(num_iterations))"
+
+
+def settings(data_path, save_dir, num_iterations=0):
+    """Return the environment of a process that runs the notebook."""
+    return os.environ | {
+        "CIFAR10_DATA_PATH": str(data_path),
+        "CIFAR10_SAVE_DIR": str(save_dir),
+        "CIFAR10_NUM_ITERATIONS": str(num_iterations),
+    }
 
 
 def run_cells(data_path, save_dir, replace=None):
@@ -33,14 +40,9 @@ def run_cells(data_path, save_dir, replace=None):
         found[0].source = found[0].source.replace(old, new)
     training = next(i for i, cell in enumerate(cells) if TRAINING in cell.source)
 
-    settings = {
-        "CIFAR10_DATA_PATH": str(data_path),
-        "CIFAR10_SAVE_DIR": str(save_dir),
-        "MPLBACKEND": "Agg",
-    }
     namespace = {"__name__": "cifar10_cnn"}
     with (
-        mock.patch.dict(os.environ, settings),
+        mock.patch.dict(os.environ, settings(data_path, save_dir) | {"MPLBACKEND": "Agg"}),
         mock.patch.object(sys, "path", [str(ROOT), *sys.path]),
     ):
         for cell in cells[:training]:

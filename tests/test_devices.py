@@ -1,7 +1,6 @@
 """Tests that the notebook's training works on several devices, and that no device waits for Python."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.notebook import NOTEBOOK, ROOT
+from tests.notebook import NOTEBOOK, ROOT, settings
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +62,12 @@ def test_two_processes_by_the_exported_notebook(stand_in_path, tmp_path, replica
         processes = []
         for index in range(2):
             task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-            settings = {
-                "TF_CONFIG": json.dumps(task),
-                "CIFAR10_DATA_PATH": str(stand_in_path),
-                "CIFAR10_SAVE_DIR": str(tmp_path / "checkpoints"),
-                "CIFAR10_NUM_ITERATIONS": "5",
-                "MPLBACKEND": "Agg",
-                "PYTHONPATH": str(ROOT),
-            }
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "script.py"],
                     cwd=tmp_path,
-                    env=os.environ | settings,
+                    env=settings(stand_in_path, tmp_path / "checkpoints", 5)
+                    | {"TF_CONFIG": json.dumps(task), "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 import cifar10
-from tests.notebook import NOTEBOOK, ROOT
+from tests.notebook import NOTEBOOK, ROOT, settings
 from tests.run_notebook import find_accuracy, find_data
 
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
@@ -81,15 +81,11 @@ def test_ruff(command):
 
 def test_run_notebook(stand_in_path, tmp_path):
     """The whole notebook runs without a browser, in both ways that a run can begin."""
-    settings = {
-        "CIFAR10_DATA_PATH": str(stand_in_path),
-        "CIFAR10_SAVE_DIR": str(tmp_path / "checkpoints"),
-        "CIFAR10_NUM_ITERATIONS": "20",
-    }
+    environment = settings(stand_in_path, tmp_path / "checkpoints", 20)
     command = [sys.executable, "-m", "tests.run_notebook", "--build", str(tmp_path / "build")]
     for last, start in [(20, "the variables are new ones"), (40, "Restored checkpoint from")]:
         result = subprocess.run(
-            command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=300
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
         assert result.returncode == 0, result.stdout + result.stderr
         assert "STAND-IN SET, NOT CIFAR-10" in result.stdout
