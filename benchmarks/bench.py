@@ -61,6 +61,20 @@ seconds = time.perf_counter() - start
 """,
 }
 
+# Both in one process, where they share what differs between processes, in short turns.
+INPUT = """
+from benchmarks.contestants import core, notebook
+programs = notebook(), core()
+for number in range({rounds} + 1):
+    seconds = []
+    for run in programs:
+        start = time.perf_counter()
+        run({iterations})
+        seconds.append(time.perf_counter() - start)
+    if number > 0:  # The first round compiles.
+        print("COST", 100 * (seconds[0] / seconds[1] - 1), flush=True)
+"""
+
 GROWTH = """
 import resource
 from tests.notebook import run_cells
@@ -166,7 +180,7 @@ def spread(values, form):
     )
 
 
-def report(speeds, once, growth, whole):
+def report(speeds, input_cost, once, growth, whole):
     """Return all results as Markdown."""
     own = speeds["notebook"]
     lines = [
@@ -183,6 +197,8 @@ def report(speeds, once, growth, whole):
     if "pytorch" not in speeds:
         lines.append("| PyTorch | not installed: `pip install torch==2.13.0` | |")
     lines += ["", "| what | measured |", "|---|---|"]
+    title = "input and distortions, compared with the rest of an iteration, in turns within one process"
+    lines.append(f"| {title} | {spread(input_cost, '{:.1f}')} % |")
     lines += [f"| {title} | {spread(seconds, '{:.2f}')} s |" for title, seconds in once.items()]
     seconds, memory = whole
     lines.append(f"| whole notebook with a checkpoint, without training | {seconds:.0f} s |")
@@ -207,11 +223,14 @@ def main():
     except importlib.metadata.PackageNotFoundError:
         names.remove("pytorch")
     speeds = take_turns(names, rounds=1 if quick else 13, iterations=20 if quick else 100)
+    rounds, iterations = (2, 10) if quick else (25, 50)
+    costs = re.findall(r"COST (\S+)", python(INPUT, rounds=rounds, iterations=iterations))
+    input_cost = [float(cost) for cost in costs]
     once = {title: [float(python(code + "print('SECONDS', seconds)").rsplit("SECONDS ", 1)[1])
                     for _ in range(1 if quick else 3)] for title, code in ONCE.items()}  # fmt: skip
     parts = re.findall(r"PART (\S+) (\S+)", python(GROWTH, part=10 if quick else 1000))
     growth = [(float(seconds), float(memory)) for seconds, memory in parts]
-    result = report(speeds, once, growth, run_whole_notebook())
+    result = report(speeds, input_cost, once, growth, run_whole_notebook())
     print("\n" + result)
     if not quick:
         RESULTS.write_text(result, encoding="utf-8")

@@ -47,7 +47,7 @@ def draw_probabilities(fig, left, probabilities, class_names, cls_true):
     ax = fig.add_axes([left, 0.18, 0.085, 0.57])
     colors = [COLOR if i == cls_true else "#b0b7bf" for i in range(len(class_names))]
     ax.barh(range(len(class_names)), probabilities, color=colors)
-    ax.set(xlim=(0, 1.3), ylim=(9.6, -0.6), xticks=[], yticks=range(10))
+    ax.set(xlim=(0, 1.6), ylim=(9.6, -0.6), xticks=[], yticks=range(10))
     ax.set_yticklabels(class_names, fontsize=10)
     ax.get_yticklabels()[cls_true].set(color=COLOR, weight="bold")
     ax.tick_params(length=0)

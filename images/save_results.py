@@ -1,4 +1,4 @@
-"""Saves the confusion matrix, as the committed notebook shows it, as the README's picture.
+"""Saves the README's pictures from the outputs of the committed notebook.
 
 python -m images.save_results
 """
@@ -10,15 +10,22 @@ import nbformat
 
 from tests.notebook import NOTEBOOK
 
-PICTURE = Path(__file__).resolve().parent / "confusion_matrix.png"
+FOLDER = Path(__file__).resolve().parent
+
+# The last picture of the cell that begins with this call.
+PICTURES = {
+    "plot_learning_curve()": "learning_curve.png",
+    "print_test_accuracy(": "confusion_matrix.png",
+}
 
 
 def main():
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.source.startswith("print_test_accuracy("):
-            pictures = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-            PICTURE.write_bytes(base64.b64decode(pictures[-1]))
-            print(PICTURE)
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    for start, name in PICTURES.items():
+        cell = next(cell for cell in cells if cell.source.startswith(start))
+        pictures = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+        (FOLDER / name).write_bytes(base64.b64decode(pictures[-1]))
+        print(FOLDER / name)
 
 
 if __name__ == "__main__":

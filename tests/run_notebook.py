@@ -44,8 +44,8 @@ class TerminalClient(NotebookClient):
 
 
 def print_heading(cell, cell_index):
-    """Print the headings of a markdown cell."""
-    if cell.cell_type == "markdown":
+    """Print the headings at the beginning of a markdown cell."""
+    if cell.cell_type == "markdown" and cell.source.startswith("#"):
         for line in cell.source.splitlines():
             if line.startswith("#"):
                 print("\n" + line.lstrip("# "), flush=True)
