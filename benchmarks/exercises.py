@@ -107,9 +107,9 @@ def main():
         return
     for change in arguments.changes or [change for change in CHANGES if change not in results]:
         print(f"\n{change}")
-        row = measure(change, arguments.data_path)
-        write_results(read_results() | {change: row})
-        print(row)
+        results[change] = measure(change, arguments.data_path)
+        write_results(results)
+        print(results[change])
 
 
 if __name__ == "__main__":
