@@ -13,9 +13,7 @@ import tempfile
 
 import numpy as np
 
-from tests.notebook import ROOT, run_cells
-
-DATA_PATH = ROOT / "data" / "CIFAR-10"
+from tests.notebook import DATA_PATH, run_cells
 
 
 def train(iterations, data_path, replace):

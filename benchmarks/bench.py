@@ -1,10 +1,11 @@
 """Measures the notebook and its peers side by side and writes the table benchmarks/results.md.
 
-    python -m benchmarks.bench            # what `make bench` runs; about 20 minutes on two cores
+    python -m benchmarks.bench            # what `make bench` runs; about 18 minutes on two cores
     python -m benchmarks.bench --quick    # one short round, to try it out
 
 Nothing else should run on the machine meanwhile. The programs take turns, so that a slow minute of
-the machine hits them all. PyTorch is measured if it is installed: pip install torch==2.13.0
+the machine hits them all. PyTorch is measured if it is installed: pip install torch==2.13.0. One of
+its two forms needs a compiler for C++, such as g++.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -20,16 +22,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.notebook import ROOT, settings
+from tests.notebook import DATA_PATH, ROOT, settings
 
 RESULTS = ROOT / "benchmarks" / "results.md"
-DATA_PATH = os.environ.get("CIFAR10_DATA_PATH", str(ROOT / "data" / "CIFAR-10"))
 
 TITLES = {
     "notebook": "this notebook, its own `optimize()`",
     "core": "the same on one fixed batch, no input, no distortions",
     "two_replicas": "the same, two replicas by `MirroredStrategy` on the same cores",
     "pytorch": "PyTorch, batched distortions, channels-last, fused Adam",
+    "pytorch_compiled": "the same, the distortions compiled by `torch.compile`",
     "obvious": "obvious port: TensorFlow as it comes, `map_fn`, a Python call per step",
     "keras_fit": "Keras `fit` with Keras' random layers",
     "sgemm": "the machine's limit: `sgemm` of the same size",
@@ -61,17 +63,20 @@ seconds = time.perf_counter() - start
 """,
 }
 
-# Both in one process, where they share what differs between processes, in short turns.
+# Both in one process, where they share what differs between processes, in turns of a third of a second.
 INPUT = """
-from benchmarks.contestants import core, notebook
-programs = notebook(), core()
-for number in range({rounds} + 1):
-    seconds = []
-    for run in programs:
+from benchmarks.contestants import CORE
+from tests.notebook import run_cells
+notebooks = [run_cells({data_path!r}, {folder!r}, replace) for replace in ({{}}, CORE)]
+programs = [notebook["train_steps"] for notebook in notebooks]
+ten = notebooks[0]["tf"].constant(10)
+for number in range(-1, {rounds}):
+    seconds = [0.0, 0.0]
+    for i in (0, 1) if number % 2 else (1, 0):
         start = time.perf_counter()
-        run({iterations})
-        seconds.append(time.perf_counter() - start)
-    if number > 0:  # The first round compiles.
+        float(programs[i](ten))
+        seconds[i] = time.perf_counter() - start
+    if number >= 0:  # The first round compiles.
         print("COST", 100 * (seconds[0] / seconds[1] - 1), flush=True)
 """
 
@@ -98,13 +103,13 @@ def python(code, **names):
     return result.stdout
 
 
-def take_turns(names, rounds, iterations):
-    """Return the iterations per second of each program in each round."""
+def take_turns(names, rounds, iterations, folder):
+    """Return the iterations per second of each program in each round. They may write in the folder."""
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contestants", name],
             cwd=ROOT,
-            env=os.environ | {"CIFAR10_DATA_PATH": DATA_PATH},
+            env=os.environ | {"CIFAR10_DATA_PATH": DATA_PATH, "TMPDIR": folder},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -187,7 +192,7 @@ def report(speeds, input_cost, once, growth, whole):
         f"Measured by `make bench` on {machine()}. Median (minimum to maximum) of {len(own)} rounds, in "
         "which the programs take turns.",
         "",
-        "| program | iterations per second | this notebook is faster by |",
+        "| program | iterations per second | speed of this notebook ÷ speed of the program |",
         "|---|---|---|",
     ]
     for name, speed in speeds.items():
@@ -197,8 +202,9 @@ def report(speeds, input_cost, once, growth, whole):
     if "pytorch" not in speeds:
         lines.append("| PyTorch | not installed: `pip install torch==2.13.0` | |")
     lines += ["", "| what | measured |", "|---|---|"]
-    title = "input and distortions, compared with the rest of an iteration, in turns within one process"
-    lines.append(f"| {title} | {spread(input_cost, '{:.1f}')} % |")
+    title = f"input and distortions, compared with the rest of an iteration, in {len(input_cost)} short turns"
+    first, median, third = statistics.quantiles(input_cost, n=4)
+    lines.append(f"| {title} | {median:.1f} (quartiles {first:.1f} to {third:.1f}) % |")
     lines += [f"| {title} | {spread(seconds, '{:.2f}')} s |" for title, seconds in once.items()]
     seconds, memory = whole
     lines.append(f"| whole notebook with a checkpoint, without training | {seconds:.0f} s |")
@@ -221,10 +227,12 @@ def main():
     try:
         importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
-        names.remove("pytorch")
-    speeds = take_turns(names, rounds=1 if quick else 13, iterations=20 if quick else 100)
-    rounds, iterations = (2, 10) if quick else (25, 50)
-    costs = re.findall(r"COST (\S+)", python(INPUT, rounds=rounds, iterations=iterations))
+        names = [name for name in names if "pytorch" not in name]
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        names = [name for name in names if name != "pytorch_compiled"]
+    with tempfile.TemporaryDirectory() as folder:
+        speeds = take_turns(names, 1 if quick else 13, 20 if quick else 100, folder)
+    costs = re.findall(r"COST (\S+)", python(INPUT, rounds=4 if quick else 200))
     input_cost = [float(cost) for cost in costs]
     once = {title: [float(python(code + "print('SECONDS', seconds)").rsplit("SECONDS ", 1)[1])
                     for _ in range(1 if quick else 3)] for title, code in ONCE.items()}  # fmt: skip

@@ -4,17 +4,19 @@
     python -m benchmarks.exercises "half as wide"      # measure one or more of them again
     python -m benchmarks.exercises                     # all that are not in the table yet
 
-A row is the notebook with a change of a line or two, trained from scratch for 10,000 iterations (about 7
-minutes on two cores, 25 for the network that is twice as wide) with its own seed. Its test accuracy and
-its minutes go into benchmarks/exercises.csv, from which the tables of the notebook are.
+A row is the notebook with a change of a line or two, trained from scratch for 10,000 iterations (about 6
+minutes on two cores, 20 for the network that is twice as wide) with the notebook's seed. Its test
+accuracy and its minutes go into benchmarks/exercises.csv, from which the tables of the notebook are.
+Nothing else should run on the machine meanwhile.
 """
 
 import argparse
 import csv
 from pathlib import Path
 
-from benchmarks.accuracy import DATA_PATH, train
+from benchmarks.accuracy import train
 from benchmarks.bench import machine
+from tests.notebook import DATA_PATH
 
 RESULTS = Path(__file__).resolve().parent / "exercises.csv"
 COLUMNS = ["change", "iterations", "test accuracy in %", "minutes", "machine"]
@@ -107,9 +109,9 @@ def main():
         return
     for change in arguments.changes or [change for change in CHANGES if change not in results]:
         print(f"\n{change}")
-        results[change] = measure(change, arguments.data_path)
-        write_results(results)
-        print(results[change])
+        row = measure(change, arguments.data_path)
+        write_results(read_results() | {change: row})
+        print(row)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Runs the code of the notebook as a plain Python program, for the tests and the benchmarks."""
 
+import itertools
 import linecache
 import os
 import sys
@@ -10,7 +11,9 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "cifar10_cnn.ipynb"
+DATA_PATH = os.environ.get("CIFAR10_DATA_PATH", str(ROOT / "data" / "CIFAR-10"))
 TRAINING = "optimize(num_iterations=int(num_iterations))"
+_runs = itertools.count()
 
 
 def settings(data_path, save_dir, num_iterations=0):
@@ -40,14 +43,15 @@ def run_cells(data_path, save_dir, replace=None):
         found[0].source = found[0].source.replace(old, new)
     training = next(i for i, cell in enumerate(cells) if TRAINING in cell.source)
 
+    run = next(_runs)
     namespace = {"__name__": "cifar10_cnn"}
     with (
         mock.patch.dict(os.environ, settings(data_path, save_dir) | {"MPLBACKEND": "Agg"}),
         mock.patch.object(sys, "path", [str(ROOT), *sys.path]),
     ):
         for cell in cells[:training]:
-            # TensorFlow reads the source of the functions that it makes graphs of.
-            name = f"<{cell.id} of {NOTEBOOK.name}>"
+            # TensorFlow reads the source of the functions that it makes graphs of, often much later.
+            name = f"<{cell.id} of {NOTEBOOK.name}, run {run}>"
             lines = cell.source.splitlines(keepends=True)
             linecache.cache[name] = len(cell.source), None, lines, name
             exec(compile(cell.source, name, "exec"), namespace)
