@@ -94,7 +94,7 @@ class Saver:
             if path is None:
                 print(f"No checkpoint in {self._folder}{os.sep}, so the variables are new ones.")
                 return
-            differences = list(_differences(settings, ours))
+            differences = list(_differences(_with_numbered_layers(settings), _with_numbered_layers(ours)))
             if not differences:
                 break
             print(
@@ -285,11 +285,19 @@ def _set_aside(path, reason):
     print(f"Damaged, so it is {'not used' if unchanged else 'set aside'}: {path} ({reason})")
 
 
+def _with_numbered_layers(settings):
+    """Replace the names of layers by numbers, because Keras goes on counting when a network is made again."""
+    text = json.dumps(settings)
+    for number, layer in enumerate(settings["network"].get("layers", [])):
+        text = text.replace(json.dumps(layer["config"]["name"]), f'"layer {number}"')
+    return json.loads(text)
+
+
 def _differences(old, new, place=""):
     """Describe the differences between two settings.
 
-    Names of layers make no difference, and neither do entries that only one of the two has, because
-    versions of Keras differ in these.
+    Names make no difference, and neither do entries that only one of the two has, because versions of
+    Keras differ in these.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted((old.keys() & new.keys()) - {"name", "module", "registered_name"}):
@@ -306,7 +314,9 @@ def _differences(old, new, place=""):
 def _lines(value):
     """Return a setting as lines of text: those of source code, or one for each layer or number."""
     if isinstance(value, list):
-        return [entry["class_name"] if isinstance(entry, dict) else str(entry) for entry in value]
+        return [
+            entry.get("class_name", str(entry)) if isinstance(entry, dict) else str(entry) for entry in value
+        ]
     return f"{value:.6g}".split() if isinstance(value, float) else str(value).splitlines()
 
 

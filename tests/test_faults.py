@@ -538,6 +538,23 @@ def test_changed_training_is_noticed_named_and_kept_apart(change, lines, new_not
     assert new_notebook().global_step == 2
 
 
+FUNCTIONAL = "(main := main_network()) and keras.Model(main.inputs, {})"
+
+
+@pytest.mark.short
+def test_network_of_connected_layers(new_notebook, capsys):
+    """Keras numbers its layers on when it is made again; that makes no difference, their order does."""
+    same = {"network = main_network()": "network = " + FUNCTIONAL.format("main.outputs[0]")}
+    new_notebook(replace=same).optimize(1)
+    assert new_notebook(replace=same).global_step == 1
+    other = {
+        "network = main_network()": "network = " + FUNCTIONAL.format("main.outputs[0] + main.outputs[0]")
+    }
+    capsys.readouterr()
+    assert new_notebook(replace=other).global_step == 0
+    assert "are of another training" in capsys.readouterr().out
+
+
 @pytest.mark.short
 def test_comments_and_names_make_no_difference(new_notebook):
     new_notebook().optimize(1)
