@@ -3,6 +3,7 @@
 They compare with something independent: NumPy in float64, tf.image on single images, scikit-learn.
 """
 
+import inspect
 import re
 
 import numpy as np
@@ -120,6 +121,15 @@ def test_crops_and_flips_are_uniform(notebook):
 def test_testing_crops_the_centre(notebook):
     images = extreme_images()
     np.testing.assert_array_equal(notebook.pre_process(images, training=False), images[:, 4:28, 4:28])
+
+
+def test_bytes_become_numbers_between_0_and_1(notebook):
+    pixels = np.arange(256 * 12, dtype=np.uint8).reshape(1, 32, 32, 3)
+    images = np.float32(pixels / 255)
+    cropped = notebook.pre_process(pixels, training=False)
+    np.testing.assert_allclose(cropped, images[:, 4:28, 4:28], rtol=2**-23)
+    distorted, expected = (notebook.pre_process(x, training=True, seed=SEED) for x in (pixels, images))
+    np.testing.assert_allclose(distorted, expected, atol=1e-6)
 
 
 ########################################################################
@@ -296,11 +306,10 @@ def test_random_batch_draws_64_different_training_images(notebook):
     counts = np.zeros(len(pixels), int)
     for step in range(1, 1001):
         images, labels = notebook.random_batch(step)
-        numbers = [number_of[image.tobytes()] for image in np.rint(255 * images).astype(np.uint8)]
+        numbers = [number_of[image.tobytes()] for image in images.numpy()]
         assert len(set(numbers)) == 64
         counts[numbers] += 1
     assert np.array_equal(labels.numpy().argmax(axis=1), notebook.cls_train[numbers])
-    np.testing.assert_array_equal(images, np.float32(pixels[numbers]) / np.float32(255))
     # Each image comes up equally often. Its count is hypergeometric, with this variance.
     share = 64 / len(pixels)
     statistic = ((counts - 1000 * share) ** 2).sum() / (1000 * share * (1 - share))
@@ -331,6 +340,13 @@ def test_training_improves_the_network_and_saves_checkpoints(new_notebook, tmp_p
     ]
     assert "Saved checkpoint." in text and "Time usage: 0:0" in text
     assert (tmp_path / "checkpoints" / "cifar10_cnn-400.index").is_file()
+
+
+def test_each_run_keeps_its_code(new_notebook):
+    """TensorFlow reads the code when it makes a graph, which may be after the next run."""
+    plain, changed = new_notebook(), new_notebook(replace={"2 * train_batch_size": "3 * train_batch_size"})
+    assert "2 * train_batch_size" in inspect.getsource(plain.random_batch)
+    assert "3 * train_batch_size" in inspect.getsource(changed.random_batch)
 
 
 def weights(notebook):
