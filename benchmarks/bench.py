@@ -160,7 +160,7 @@ def run_whole_notebook():
     return result[1][0], max(memory for _, memory in result)
 
 
-def machine():
+def machine(*more_packages):
     """Describe the processor and the versions in a line."""
     model = platform.processor() or platform.machine()
     features = set()
@@ -169,7 +169,7 @@ def machine():
         model = re.search(r"model name\s*: (.*)", text)[1] if "model name" in text else model
         features = {name for name in ("avx2", "avx512f") if f" {name} " in text}
     versions = []
-    for package in ("tensorflow", "keras", "numpy", "torch"):
+    for package in ("tensorflow", "keras", "numpy", *more_packages):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -189,8 +189,8 @@ def report(speeds, input_cost, once, growth, whole):
     """Return all results as Markdown."""
     own = speeds["notebook"]
     lines = [
-        f"Measured by `make bench` on {machine()}. Median (minimum to maximum) of {len(own)} rounds, in "
-        "which the programs take turns.",
+        f"Measured by `make bench` on {machine('torch')}. Median (minimum to maximum) of {len(own)} rounds, "
+        "in which the programs take turns.",
         "",
         "| program | iterations per second | speed of this notebook ÷ speed of the program |",
         "|---|---|---|",
