@@ -181,7 +181,8 @@ def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
 @pytest.mark.short
 def test_second_interrupt_aborts(tmp_path):
     training = tiny(tmp_path)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.default_int_handler
+    signal.signal(signal.SIGINT, before)  # A shell lets its background jobs ignore the signal.
     with pytest.raises(KeyboardInterrupt), training.saver.training() as interrupted:
         assert not interrupted.is_set()
         signal.raise_signal(signal.SIGINT)
