@@ -87,14 +87,14 @@ class Saver:
         :param save_dir: Folder of the checkpoints; need not exist.
         :raises CheckpointError: There are checkpoints, but none is whole. Nothing was changed.
         """
-        ours = json.loads(self._checkpoint.settings.numpy())
+        ours = _with_numbered_layers(json.loads(self._checkpoint.settings.numpy()))
         for number in itertools.count():
             self._folder = Path(save_dir, f"changed-{number}") if number else Path(save_dir)
             path, settings = _newest_whole_checkpoint(self._folder)
             if path is None:
                 print(f"No checkpoint in {self._folder}{os.sep}, so the variables are new ones.")
                 return
-            differences = list(_differences(_with_numbered_layers(settings), _with_numbered_layers(ours)))
+            differences = list(_differences(_with_numbered_layers(settings), ours))
             if not differences:
                 break
             print(
@@ -286,10 +286,10 @@ def _set_aside(path, reason):
 
 
 def _with_numbered_layers(settings):
-    """Replace the names of layers by numbers, because Keras goes on counting when a network is made again."""
+    """Replace the names in the connections between layers, for which Keras counts on in a later network."""
     text = json.dumps(settings)
     for number, layer in enumerate(settings["network"].get("layers", [])):
-        text = text.replace(json.dumps(layer["config"]["name"]), f'"layer {number}"')
+        text = text.replace(f"[{json.dumps(layer['config']['name'])}, ", f"[{number}, ")
     return json.loads(text)
 
 

@@ -231,7 +231,7 @@ def main():
     if not (shutil.which("g++") or shutil.which("clang++")):
         names = [name for name in names if name != "pytorch_compiled"]
     with tempfile.TemporaryDirectory() as folder:
-        speeds = take_turns(names, 1 if quick else 13, 20 if quick else 100, folder)
+        speeds = take_turns(names, rounds=1 if quick else 13, iterations=20 if quick else 100, folder=folder)
     costs = re.findall(r"COST (\S+)", python(INPUT, rounds=4 if quick else 200))
     input_cost = [float(cost) for cost in costs]
     once = {title: [float(python(code + "print('SECONDS', seconds)").rsplit("SECONDS ", 1)[1])

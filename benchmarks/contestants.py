@@ -7,6 +7,7 @@ prints how many seconds these took.
 """
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -37,11 +38,6 @@ def notebook(replace=None):
     # set is far away: it is classified after 10,000, 20,000, ...
     namespace["global_step"].assign(10_090)
     return namespace["optimize"]
-
-
-def core():
-    """The notebook's optimize() without the input work."""
-    return notebook(CORE)
 
 
 def two_replicas():
@@ -153,15 +149,10 @@ def keras_fit():
 
 
 def pytorch(compiled=False):
-    """The same network in PyTorch."""
+    """The same network in PyTorch, its distortions compiled or not."""
     from benchmarks.pytorch_peer import Trainer
 
     return Trainer(*load_arrays(), compiled).train_steps
-
-
-def pytorch_compiled():
-    """The same with its distortions compiled."""
-    return pytorch(compiled=True)
 
 
 def sgemm():
@@ -184,10 +175,10 @@ def sgemm():
 
 CONTESTANTS = {
     "notebook": notebook,
-    "core": core,
+    "core": functools.partial(notebook, CORE),
     "two_replicas": two_replicas,
     "pytorch": pytorch,
-    "pytorch_compiled": pytorch_compiled,
+    "pytorch_compiled": functools.partial(pytorch, compiled=True),
     "obvious": obvious,
     "keras_fit": keras_fit,
     "sgemm": sgemm,
