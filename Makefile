@@ -8,7 +8,7 @@ BIN = .venv/bin
 .PHONY: run test test-faults bench notebook pictures
 
 run: .venv/run
-	$(BIN)/python -m tests.run_notebook
+	$(BIN)/python -m tools.run_notebook
 
 test: .venv/test
 	$(BIN)/python -m pytest
@@ -23,13 +23,13 @@ bench: .venv/run
 
 # Run the notebook and keep the outputs in the notebook itself.
 notebook: .venv/run
-	$(BIN)/python -m tests.run_notebook --in-place
+	$(BIN)/python -m tools.run_notebook --in-place
 
 # Draw the chart at the top of the notebook, from the network in the last checkpoint, and save the
 # README's picture from the outputs of the notebook.
 pictures: .venv/run
-	$(BIN)/python -m images.draw_flowchart
-	$(BIN)/python -m images.save_results
+	$(BIN)/python -m tools.draw_flowchart
+	$(BIN)/python -m tools.save_results
 
 .venv/run: requirements.txt | .venv
 	$(BIN)/python -m pip install -r requirements.txt

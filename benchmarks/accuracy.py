@@ -13,7 +13,7 @@ import tempfile
 
 import numpy as np
 
-from tests.notebook import DATA_PATH, run_cells
+from tools.notebook import DATA_PATH, run_cells
 
 
 def train(iterations, data_path, replace):

@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.notebook import DATA_PATH, ROOT, settings
+from tools.notebook import DATA_PATH, ROOT, settings
 
 RESULTS = ROOT / "benchmarks" / "results.md"
 
@@ -47,14 +47,14 @@ cifar10.load_training_data(), cifar10.load_test_data()
 seconds = time.perf_counter() - start
 """,
     "first 10 iterations, with compiling": """
-from tests.notebook import run_cells
+from tools.notebook import run_cells
 optimize = run_cells({data_path!r}, {folder!r})["optimize"]
 start = time.perf_counter()
 optimize(10)
 seconds = time.perf_counter() - start
 """,
     "classifying the test set of 10,000": """
-from tests.notebook import run_cells
+from tools.notebook import run_cells
 notebook = run_cells({data_path!r}, {folder!r})
 notebook["predict_cls"](notebook["images_test"][:512], None, notebook["cls_test"][:512])
 start = time.perf_counter()
@@ -66,7 +66,7 @@ seconds = time.perf_counter() - start
 # Both in one process, where they share what differs between processes, in turns of a third of a second.
 INPUT = """
 from benchmarks.contestants import CORE
-from tests.notebook import run_cells
+from tools.notebook import run_cells
 notebooks = [run_cells({data_path!r}, {folder!r}, replace) for replace in ({{}}, CORE)]
 programs = [notebook["train_steps"] for notebook in notebooks]
 ten = notebooks[0]["tf"].constant(10)
@@ -82,7 +82,7 @@ for number in range(-1, {rounds}):
 
 GROWTH = """
 import resource
-from tests.notebook import run_cells
+from tools.notebook import run_cells
 optimize = run_cells({data_path!r}, {folder!r})["optimize"]
 optimize(100)
 for _ in range(10):
@@ -143,7 +143,7 @@ def run_whole_notebook():
     result = []
     with tempfile.TemporaryDirectory() as folder:
         for iterations in (10, 0):
-            command = [sys.executable, "-m", "tests.run_notebook", "--build", folder]
+            command = [sys.executable, "-m", "tools.run_notebook", "--build", folder]
             start = time.perf_counter()
             process = subprocess.Popen(
                 command,
@@ -155,7 +155,7 @@ def run_whole_notebook():
             # The largest process of this run is the kernel that runs the notebook.
             _, status, usage = os.wait4(process.pid, 0)
             if status:
-                sys.exit("The notebook failed: try `python -m tests.run_notebook`.")
+                sys.exit("The notebook failed: try `python -m tools.run_notebook`.")
             result.append((time.perf_counter() - start, usage.ru_maxrss * 1024))
     return result[1][0], max(memory for _, memory in result)
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from tests.notebook import DATA_PATH, run_cells
+from tools.notebook import DATA_PATH, run_cells
 
 BATCH_SIZE = 64
 

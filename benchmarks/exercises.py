@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.accuracy import train
 from benchmarks.bench import machine
-from tests.notebook import DATA_PATH
+from tools.notebook import DATA_PATH
 
 RESULTS = Path(__file__).resolve().parent / "exercises.csv"
 COLUMNS = ["change", "iterations", "test accuracy in %", "minutes", "machine"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import cifar10
-from tests.notebook import ROOT, run_cells
+from tools.notebook import ROOT, run_cells
 
 SHARED = ROOT.parent / "shared"
 needs_cifar10 = pytest.mark.skipif(

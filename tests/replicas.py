@@ -13,7 +13,7 @@ import sys
 
 import tensorflow as tf
 
-from tests.notebook import run_cells
+from tools.notebook import run_cells
 from tests.train import OFTEN
 
 MIRRORED = {"tf.distribute.get_strategy()": 'tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])'}

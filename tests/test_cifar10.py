@@ -23,7 +23,7 @@ import pytest
 
 import cifar10
 from tests.conftest import SHARED, needs_cifar10
-from tests.notebook import ROOT
+from tools.notebook import ROOT
 
 REAL_ARCHIVE = SHARED / "CIFAR-10" / "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.notebook import NOTEBOOK, ROOT, settings
+from tools.notebook import NOTEBOOK, ROOT, settings
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 import saver as saver_module
 from saver import CheckpointError, Saver
-from tests.notebook import ROOT, run_cells, settings
+from tools.notebook import ROOT, run_cells, settings
 from tests.train import OFTEN, STAGES
 
 ITERATIONS = 60
@@ -160,7 +160,7 @@ def test_interrupt_while_training(number, start, new_notebook, uninterrupted, tm
 def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
     """It saves a checkpoint and goes on to the results."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.run_notebook", "--build", tmp_path / "build"],
+        [sys.executable, "-m", "tools.run_notebook", "--build", tmp_path / "build"],
         cwd=ROOT,
         env=settings(stand_in_path, tmp_path / "checkpoints", 100_000),
         stdout=subprocess.PIPE,

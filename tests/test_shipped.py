@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from benchmarks.exercises import CHANGES, ITERATIONS, read_results
 from tests.conftest import needs_cifar10
-from tests.notebook import NOTEBOOK, ROOT, run_cells
+from tools.notebook import NOTEBOOK, ROOT, run_cells
 from tests.test_notebook import forward
 
 STEP = 150_000

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 
 import cifar10
-from tests.notebook import NOTEBOOK, ROOT, settings
-from tests.run_notebook import find_accuracy, find_data
+from tools.notebook import NOTEBOOK, ROOT, settings
+from tools.run_notebook import find_accuracy, find_data
 
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
 CODE = [cell for cell in CELLS if cell.cell_type == "code"]
@@ -77,7 +77,7 @@ def test_ruff(command):
 def test_run_notebook(stand_in_path, tmp_path):
     """The whole notebook runs without a browser, in both ways that a run can begin."""
     environment = settings(stand_in_path, tmp_path / "checkpoints", 20)
-    command = [sys.executable, "-m", "tests.run_notebook", "--build", str(tmp_path / "build")]
+    command = [sys.executable, "-m", "tools.run_notebook", "--build", str(tmp_path / "build")]
     for last, start in [(20, "the variables are new ones"), (40, "Restored checkpoint from")]:
         result = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tests.notebook import run_cells
+from tools.notebook import run_cells
 
 # Changes of the notebook: it saves and records every 5 iterations.
 OFTEN = {

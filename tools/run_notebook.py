@@ -1,7 +1,7 @@
 """Runs the notebook from top to bottom without a browser, and shows the progress in the terminal.
 
-    python -m tests.run_notebook                  # build/cifar10_cnn.ipynb and .html
-    python -m tests.run_notebook --in-place       # cifar10_cnn.ipynb itself
+    python -m tools.run_notebook                  # build/cifar10_cnn.ipynb and .html
+    python -m tools.run_notebook --in-place       # cifar10_cnn.ipynb itself
 
 Interrupt it (Ctrl-C) while it trains, and it saves a checkpoint and goes on to the results.
 
@@ -24,7 +24,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
 import cifar10
-from tests.notebook import NOTEBOOK, ROOT
+from tools.notebook import NOTEBOOK, ROOT
 
 
 class TerminalClient(NotebookClient):

@@ -1,6 +1,6 @@
 """Saves the README's pictures from the outputs of the committed notebook.
 
-python -m images.save_results
+python -m tools.save_results
 """
 
 import base64
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-from tests.notebook import NOTEBOOK
+from tools.notebook import NOTEBOOK
 
 FOLDER = Path(__file__).resolve().parent
 

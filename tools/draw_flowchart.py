@@ -1,6 +1,6 @@
 """Draws the chart at the top of the notebook, from the network in the last checkpoint.
 
-    python -m images.draw_flowchart
+    python -m tools.draw_flowchart
 
 Everything in it is real: the image is from the test-set, its crop is a distortion as in training, and
 the rest is what the layers of the network make of that crop. CIFAR10_DATA_PATH and CIFAR10_SAVE_DIR
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import ConnectionPatch
 
-from tests.notebook import ROOT, run_cells
+from tools.notebook import ROOT, run_cells
 
 FOLDER = Path(__file__).resolve().parent
 NUM_CHANNELS_SHOWN = 16
