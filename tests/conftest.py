@@ -20,13 +20,16 @@ needs_original = pytest.mark.skipif(
 )
 
 
+FAULTS = ("test_faults.py", "test_saver.py")
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="all of the tests of faults (make test-faults)")
 
 
 def _is_fault(item):
     """Tell whether a test is about something that goes wrong: with the data or in the training."""
-    return "place" in item.fixturenames or item.path.name == "test_faults.py"
+    return "place" in item.fixturenames or item.path.name in FAULTS
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,7 +37,7 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--full"):
         items[:] = [item for item in items if _is_fault(item)]
     else:
-        long = [i for i in items if i.path.name == "test_faults.py" and not i.get_closest_marker("short")]
+        long = [item for item in items if item.path.name in FAULTS and not item.get_closest_marker("short")]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
     for item in items:
@@ -58,9 +61,9 @@ def pytest_terminal_summary(terminalreporter):
 
 
 @pytest.fixture(scope="session")
-def stand_in_path(tmp_path_factory):
-    """Folder of the stand-in set."""
-    return cifar10.make_stand_in(tmp_path_factory.mktemp("stand-in"))
+def stand_in_path():
+    """What takes the place of the folder of the data set for the stand-in set."""
+    return cifar10.STAND_IN
 
 
 @pytest.fixture(scope="session")

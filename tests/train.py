@@ -22,12 +22,22 @@ OFTEN = {
     "    if step % 100 == 0:": "    if step % 5 == 0:",
     "if (i_global % 1000 == 0) or": "if (i_global % 5 == 0) or",
 }
-STAGES = ("before writing", "half written", "written", "data moved", "index moved", "old index deleted")
+STAGES = (
+    "before writing",
+    "half written",
+    "written",
+    "data moved",
+    "index moved",
+    "old index renamed",
+    "old data deleted",
+    "old index deleted",
+)
 
 
 def kill_at(stage):
     """Change what saving calls so that the process kills itself at a stage of the seventh save."""
-    write, replace, unlink = tf.train.Checkpoint.write, os.replace, Path.unlink
+    write, replace = tf.train.Checkpoint.write, os.replace
+    rename, unlink = Path.rename, Path.unlink
     number = 0
 
     def kill_if(name, when=True):
@@ -52,9 +62,15 @@ def kill_at(stage):
 
     def new_unlink(self, missing_ok=False):
         unlink(self, missing_ok=missing_ok)
+        kill_if("old data deleted", ".data" in str(self))
         kill_if("old index deleted", ".index" in str(self))
 
-    tf.train.Checkpoint.write, os.replace, Path.unlink = new_write, new_replace, new_unlink
+    def new_rename(self, target):
+        rename(self, target)
+        kill_if("old index renamed", ".index" in str(self))
+
+    tf.train.Checkpoint.write, os.replace = new_write, new_replace
+    Path.rename, Path.unlink = new_rename, new_unlink
 
 
 def main():
