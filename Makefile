@@ -31,7 +31,7 @@ pictures: .venv/run
 	$(BIN)/python -m tools.draw_flowchart
 	$(BIN)/python -m tools.save_results
 
-.venv/run: requirements.txt | .venv
+.venv/run: requirements.txt .venv/made
 	$(BIN)/python -m pip install -r requirements.txt
 	touch $@
 
@@ -39,7 +39,10 @@ pictures: .venv/run
 	$(BIN)/python -m pip install -r tests/requirements.txt
 	touch $@
 
-.venv:
+# An environment without pip was broken off while it was made, so it is made again.
+.venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	{ echo "Python 3.11, 3.12 or 3.13 is needed. Say which by e.g. 'make PYTHON=python3.12'."; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+	{ echo "The environment .venv could not be made. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
+	touch $@

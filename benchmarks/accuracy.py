@@ -9,6 +9,7 @@ its cells are run, with another seed.
 
 import argparse
 import statistics
+import sys
 import tempfile
 
 import numpy as np
@@ -21,6 +22,8 @@ def train(iterations, data_path, replace):
     with tempfile.TemporaryDirectory() as save_dir:
         notebook = run_cells(data_path, save_dir, replace)
         notebook["optimize"](iterations)
+    if notebook["global_step"] != iterations:
+        sys.exit("Interrupted, so nothing is recorded.")
     return notebook["learning_curve"].numpy()
 
 

@@ -26,8 +26,8 @@ NIGHT = {
 # One batch again and again, cropped and not distorted: no input work.
 ONE_BATCH = "x_batch, y_true_batch = tf.constant(images_test[:64]), tf.constant(labels_test[:64])"
 CORE = {
-    "x_batch, y_true_batch = random_batch(step)\n\n    with": ONE_BATCH + "\n\n    with",
-    "images = pre_process(images, training, seed)": "images = images[:, 4:28, 4:28]",
+    "x_batch, y_true_batch = random_batch(step)\n\n    device": ONE_BATCH + "\n\n    device",
+    "images = pre_process(images, training, seed)": "images = tf.cast(images[:, 4:28, 4:28], tf.float32)",
 }
 
 
@@ -43,7 +43,7 @@ def notebook(replace=None):
 def two_replicas():
     """The notebook with MirroredStrategy on two logical devices, which share the same cores."""
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # As the notebook does, before TensorFlow is imported.
-    from tests.replicas import MIRRORED, split_cpu
+    from tools.devices import MIRRORED, split_cpu
 
     split_cpu()
     return notebook(MIRRORED)
@@ -51,13 +51,11 @@ def two_replicas():
 
 def load_arrays():
     """The training set as uint8 pixels and class-numbers."""
-    import numpy as np
-
     import cifar10
 
     cifar10.data_path = DATA_PATH
     images, cls, _ = cifar10.load_training_data()
-    return np.rint(images * 255).astype(np.uint8), cls
+    return images, cls
 
 
 def plain_network(*first_layers):

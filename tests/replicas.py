@@ -13,24 +13,19 @@ import sys
 
 import tensorflow as tf
 
-from tools.notebook import run_cells
 from tests.train import OFTEN
+from tools.devices import MIRRORED, split_cpu
+from tools.notebook import run_cells
 
-MIRRORED = {"tf.distribute.get_strategy()": 'tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])'}
 NO_BATCH_NORMALIZATION = {
     'BatchNormalization(scale=False, epsilon=0.001, name="layer_conv1_batch_normalize"),': ""
 }
 # What the replicas do, done on one device: each half of the batch has its own mean and variance.
 HALVES = {
-    "return network(images, training=training)": "if not training: return network(images)\n"
-    "        return tf.concat([network(half, training=True) for half in tf.split(images, 2)], axis=0)"
+    "return network(images[part], training=training)": "if not training: return network(images)\n"
+    "        halves = [network(images[i::2], training=True) for i in (0, 1)]\n"
+    "        return tf.reshape(tf.stack(halves, axis=1), [-1, num_classes])"
 }
-
-
-def split_cpu():
-    """Make two logical devices of the processor."""
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
 def main():
@@ -38,6 +33,7 @@ def main():
     split_cpu()
 
     def train(name, replace, iterations):
+        tf.distribute.experimental_set_strategy(None)  # The notebook sets another one, or none.
         notebook = run_cells(data_path, f"{folder}/{name}", OFTEN | replace)
         notebook["optimize"](iterations)
         return notebook
@@ -58,6 +54,7 @@ def main():
         result["mirrored"] = losses(mirrored)
 
         # The checkpoint of two devices opens on one.
+        tf.distribute.experimental_set_strategy(None)
         on_one = run_cells(data_path, f"{folder}/mirrored", OFTEN)
         result["step on one"] = int(on_one["global_step"])
         x = on_one["images_test"][:64]

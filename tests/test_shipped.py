@@ -1,5 +1,6 @@
 """Tests of the trained network that comes with the notebook, and of what is written about it."""
 
+import csv
 import os
 import re
 import shutil
@@ -13,10 +14,10 @@ import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
-from benchmarks.exercises import CHANGES, ITERATIONS, read_results
 from tests.conftest import needs_cifar10
-from tools.notebook import NOTEBOOK, ROOT, run_cells
 from tests.test_notebook import forward
+from tools.exercises import CHANGES
+from tools.notebook import NOTEBOOK, ROOT, run_cells
 
 STEP = 150_000
 FILES = [f"cifar10_cnn-{STEP}.data-00000-of-00001", f"cifar10_cnn-{STEP}.index"]
@@ -90,7 +91,7 @@ def test_it_is_restored_completely(shipped):
 
 def test_its_outputs_equal_numpy(shipped):
     images = shipped.images_test[:32]
-    logits, _, _ = forward(shipped.network, images[:, 4:28, 4:28], training=False)
+    logits, _, _ = forward(shipped.network, images[:, 4:28, 4:28] / 255, training=False)
     np.testing.assert_allclose(shipped.y_pred(images), softmax(logits, axis=1), atol=1e-4)
 
 
@@ -133,14 +134,18 @@ def same_machine():
 
 @needs_cifar10
 def test_training_from_scratch_repeats_the_curve(new_notebook, cifar10_path, curve):
-    """To the last bit on the same kind of machine, and at first within rounding elsewhere."""
+    """To the last bit on the same kind of machine, and at first within rounding elsewhere.
+
+    The shipped network was trained when the gradients of the biases were rounded differently, so the bits
+    are compared with the beginning of a longer training of the notebook as it is now.
+    """
     notebook = new_notebook(data_path=cifar10_path)
     notebook.optimize(1000)
-    columns = [0, 1, 2, 4]  # Not the seconds.
-    ours, theirs = notebook.learning_curve.numpy()[:, columns], curve[:10, columns]
+    ours = notebook.learning_curve.numpy()[:, [0, 1, 2, 4]]  # Not the seconds.
     if same_machine():
-        np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_allclose(ours[0, 1], theirs[0, 1], rtol=1e-2)
+        expected = np.genfromtxt(ROOT / "tests" / "first_iterations.csv", delimiter=",", names=True)
+        np.testing.assert_array_equal(ours, expected.tolist())
+    np.testing.assert_allclose(ours[0, 1], curve[0, 1], rtol=1e-2)
     # The original reached 46.5 %, eight seeds of the port 45.2 +- 1.3 %.
     assert 0.43 < ours[-1, -1] < 0.50
 
@@ -151,7 +156,7 @@ def test_training_from_scratch_repeats_the_curve(new_notebook, cifar10_path, cur
 
 def test_notebook_shows_its_outputs():
     assert output_of("saver.restore(") == f"Restored checkpoint from: checkpoints/cifar10_cnn-{STEP}\n"
-    assert output_of("if num_iterations is None") == ""
+    assert output_of("optimize(num_iterations)") == ""
 
 
 @pytest.mark.parametrize("name", ["notebook", "README"])
@@ -240,11 +245,12 @@ def test_answers_show_the_changes_that_were_measured():
 
 
 def test_answers_are_what_was_measured():
-    results = read_results()
+    with (ROOT / "benchmarks" / "exercises.csv").open(newline="", encoding="utf-8") as file:
+        results = {row["change"]: row for row in csv.DictReader(file)}
     rows = [row for a in ANSWERS for row in re.findall(r"^\| (\D.*?) \| ([\d.]+) % \| ([\d.]+) \|", a, re.M)]
     assert {row[0] for row in rows} == set(results) == set(CHANGES)
     for change, accuracy, minutes in rows:
         result = results[change]
-        assert int(result["iterations"]) == ITERATIONS
+        assert result["iterations"] == "10000"
         expected = f"{float(result['test accuracy in %']):.1f}", result["minutes"]
         assert (accuracy, minutes) == expected, change

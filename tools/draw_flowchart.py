@@ -9,7 +9,6 @@ choose the folder of the data set and the folder of the checkpoints.
 
 import os
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +16,7 @@ from matplotlib.patches import ConnectionPatch
 
 from tools.notebook import ROOT, run_cells
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = ROOT / "images"
 NUM_CHANNELS_SHOWN = 16
 COLOR = "#1f4e79"
 

@@ -7,7 +7,8 @@ Interrupt it (Ctrl-C) while it trains, and it saves a checkpoint and goes on to 
 
 The environment variables CIFAR10_DATA_PATH, CIFAR10_SAVE_DIR and CIFAR10_NUM_ITERATIONS choose the
 folder of the data set, the folder of the checkpoints and the number of training iterations.
-When CIFAR-10 is neither found nor can be downloaded, the stand-in set takes its place.
+When CIFAR-10 is neither found nor can be downloaded, the stand-in set takes its place and is trained
+for 1,000 iterations. The exit status is 1 when a cell fails or the last checkpoint could not be saved.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
 import cifar10
-from tools.notebook import NOTEBOOK, ROOT
+from tools.notebook import NOTEBOOK, ROOT, code_sha256
 
 
 class TerminalClient(NotebookClient):
@@ -58,11 +59,11 @@ def find_data():
         cifar10.maybe_download_and_extract()
     except cifar10.DataUnavailableError as error:
         print(error, file=sys.stderr)
-        cifar10.data_path = cifar10.make_stand_in()
+        cifar10.data_path = cifar10.STAND_IN
         cifar10.maybe_download_and_extract()
-        # Never mix with the checkpoints of CIFAR-10.
         save_dir = Path(os.environ.get("CIFAR10_SAVE_DIR", "checkpoints"))
         os.environ["CIFAR10_SAVE_DIR"] = str(save_dir / "stand-in")
+        os.environ.setdefault("CIFAR10_NUM_ITERATIONS", "1000")
     os.environ["CIFAR10_DATA_PATH"] = str(cifar10.data_path)
 
 
@@ -73,14 +74,25 @@ def drop_messages(notebook):
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
 
 
+def printed_lines(notebook):
+    """Return all lines that the notebook has printed."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [line for output in outputs for line in output.get("text", "").splitlines()]
+
+
 def find_accuracy(notebook):
-    """Return the line of the notebook's outputs that tells the test accuracy after the training."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            for line in output.get("text", "").splitlines():
-                if line.startswith("Accuracy on Test-Set") and line.endswith(")"):
-                    return line
-    raise ValueError("The notebook has printed no test accuracy.")
+    """Return the line that tells the test accuracy after the training."""
+    return next(
+        line
+        for line in printed_lines(notebook)
+        if line.startswith("Accuracy on Test-Set") and line.endswith(")")
+    )
+
+
+def last_save_failed(notebook):
+    """Tell whether the last checkpoint could not be saved."""
+    saves = [line for line in printed_lines(notebook) if line.startswith(("Saved", "COULD NOT SAVE"))]
+    return bool(saves) and saves[-1].startswith("COULD NOT SAVE")
 
 
 def main():
@@ -111,6 +123,7 @@ def main():
     notebook.metadata.language_info = {"name": "python"}
     if arguments.in_place:
         drop_messages(notebook)
+        notebook.metadata.code_sha256 = code_sha256(notebook)  # Whose outputs these are.
     nbformat.write(notebook, executed)
     page.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
 
@@ -119,6 +132,8 @@ def main():
         sys.exit(f"\nThe notebook stopped with an error:\n{failure}")
     if cifar10.is_stand_in():
         print("This was the STAND-IN SET, NOT CIFAR-10.")
+    if last_save_failed(notebook):
+        sys.exit("The last iterations of the training are lost: see COULD NOT SAVE above.")
     print(find_accuracy(notebook))
 
 

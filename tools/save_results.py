@@ -4,13 +4,12 @@ python -m tools.save_results
 """
 
 import base64
-from pathlib import Path
 
 import nbformat
 
-from tools.notebook import NOTEBOOK
+from tools.notebook import NOTEBOOK, ROOT
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = ROOT / "images"
 
 # The last picture of the cell that begins with this call.
 PICTURES = {
