@@ -12,7 +12,7 @@ import pytest
 
 import cifar10
 from tools.notebook import NOTEBOOK, ROOT, code_sha256, settings
-from tools.run_notebook import find_accuracy, find_data
+from tools.run_notebook import find_accuracy, find_data, last_save_failed
 
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
 CODE = [cell for cell in CELLS if cell.cell_type == "code"]
@@ -111,6 +111,21 @@ def test_run_notebook(stand_in_path, tmp_path):
         executed = nbformat.read(tmp_path / "build" / NOTEBOOK.name, as_version=4)
         assert find_accuracy(executed) == result.stdout.splitlines()[-1]
         assert "THIS IS NOT CIFAR-10" in (tmp_path / "build" / "cifar10_cnn.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("printed", "failed"),
+    [
+        ("", False),
+        ("Saved checkpoint.\n", False),
+        ("COULD NOT SAVE x: disk full\nFree some space.\nSaved checkpoint.\n", False),
+        ("Saved checkpoint.\nCOULD NOT SAVE x: disk full\nFree some space.\n", True),
+    ],
+)
+def test_a_last_save_that_failed_is_noticed(printed, failed):
+    output = nbformat.v4.new_output("stream", name="stdout", text=printed)
+    cell = nbformat.v4.new_code_cell("optimize(num_iterations)", outputs=[output])
+    assert last_save_failed(nbformat.v4.new_notebook(cells=[cell])) == failed
 
 
 def test_the_stand_in_set_takes_the_place_of_cifar10_only_when_that_is_out_of_reach(
