@@ -24,6 +24,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import linecache
 import math
 import os
 import re
@@ -46,18 +47,18 @@ MAX_TO_KEEP = 5
 KEEP_EVERY = 50_000
 
 _INDEX, _DATA = ".index", ".data-00000-of-00001"
-_FILE = re.compile(rf"cifar10_cnn-(\d+)({re.escape(_INDEX)}|{re.escape(_DATA)})")
+_FILE = re.compile(rf"(cifar10_cnn-\d+)({re.escape(_INDEX)}|{re.escape(_DATA)})")
 _ANY_FILE = re.compile(r"cifar10_cnn-\d+\..*")
 _DELETED = re.compile(rf"(cifar10_cnn-\d+){re.escape(_INDEX)}\.deleted")
-_CHANGED = re.compile(r"changed-(\d+)")
+_CHANGED = re.compile(r"changed-\d+")
 # What TensorFlow raises for files that are cut short, altered or missing.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SOURCE = "source of "
 _AT_RANDOM = "random weights"
 
-# What the memory of this process holds: the objects and the state of the Saver that was used last.
-_memory = None
+# The Saver that was used last knows what the memory of this process holds.
+_last = None
 
 
 class CheckpointError(RuntimeError):
@@ -76,30 +77,24 @@ class Saver:
     """
 
     def __init__(self, *, network, optimizer, global_step, train_step, **variables):
+        global _last
         if not optimizer.built:  # Else its variables would be restored too late.
             optimizer.build(network.trainable_variables)
+        objects = {"network": network, "optimizer": optimizer, "global_step": global_step, **variables}
+        same = {name for name, part in objects.items() if _last and _last._objects.get(name) is part}
+        if same == objects.keys():  # Its cell was run again.
+            vars(self).update(vars(_last))
+            self._train_step, _last = train_step, self
+            return
         self._network, self._optimizer, self._global_step = network, optimizer, global_step
-        self._train_step, self._variables = train_step, variables
+        self._train_step, self._variables, self._objects = train_step, variables, objects
+        # The rate the optimizer was made with. One that is set by hand is saved like the weights.
+        self._rate = _last._rate if "optimizer" in same else optimizer.get_config().get("learning_rate")
+        self._saved = _last._saved if "global_step" in same else (0, 0)
+        self._is_trained = bool(same) and _last._global_step.numpy() > 0
         self._is_chief = tf.distribute.get_strategy().extended.should_checkpoint
         self._interrupts = _Interrupts()
-        self._objects = {"network": network, "optimizer": optimizer, "global_step": global_step, **variables}
-        self._state = self._inherited()
-
-    def _inherited(self):
-        """Return the state of a new Saver: that of the one before it when its cell is run again."""
-        old = _memory.objects if _memory else {}
-        same = {name for name, part in self._objects.items() if old.get(name) is part}
-        if same == self._objects.keys():
-            return _memory
-        rate = keras.optimizers.serialize(self._optimizer)["config"].get("learning_rate")
-        return types.SimpleNamespace(
-            objects=self._objects,
-            # The rate the optimizer was made with. One that is set by hand is saved like the weights.
-            rate=_memory.rate if "optimizer" in same else rate,
-            saved=_memory.saved if "global_step" in same else 0,
-            is_trained=bool(same) and _memory.objects["global_step"].numpy() > 0,
-            folder=None,
-        )
+        self._folder = None
 
     def restore(self, save_dir):
         """Restore the newest whole checkpoint of this training run in a folder.
@@ -114,41 +109,36 @@ class Saver:
             whole, or one can't be read; the network in memory is trained, but not saved, or has no
             checkpoint there. Nothing was changed.
         """
-        global _memory
+        global _last
         self._check_objects()
-        step, state = int(self._global_step.numpy()), self._state
-        if step and step != state.saved:
+        step, _ = self._progress()
+        if step and step != self._saved[0]:
             raise CheckpointError(
-                f"The network in memory has been trained for {step} iterations, but they are not saved. Call "
-                "saver.save() first, or restart the kernel, which gives them up. Nothing was changed."
+                f"The network has had {step} iterations, but they are not saved. Call saver.save(), or "
+                "restart the kernel, which gives them up."
             )
-        base = Path(save_dir).expanduser().absolute()
-        identity = self._make_identity()
-        found, others, damaged = _search(base, functools.partial(self._compare, identity))
-
-        def shown(path):
-            return Path(save_dir, path.relative_to(base))
-
-        for path, reason in damaged.items():
-            print(f"Damaged, so it is not used: {shown(path)} ({reason})")
-        if found is None:
-            began, folder = "random weights", self._new_run_folder(base, others, damaged, shown)
+        base, identity = Path(save_dir).expanduser(), self._make_identity()
+        others, damaged = {}, {}
+        for path in _checkpoints(*_folders(base)):
+            try:
+                values, differences = self._judge(path, identity)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{error.filename} can't be read: {error.strerror}. Make it readable, or move it away."
+                ) from error
+            if values and not differences:
+                began, folder = self._assign(path, values), path.parent
+                if any(other.parent == folder for other in others):
+                    print(f"{folder}{os.sep} also has newer checkpoints, of another training. They are kept.")
+                    folder = _new_folder(base)
+                break
+            (others if values else damaged)[path] = differences
+            if not values:
+                print(f"Damaged, so it is not used: {path} ({differences[0]})")
         else:
-            path, values = found
-            began, folder = self._assign(path, values), path.parent
-            kind = "" if _settings(values) else " of the original program"
-            print(f"Restored checkpoint{kind} from: {shown(path)}")
-            self._tell_rate()
-            if folder in {other.parent for other in others}:
-                print(
-                    f"{shown(folder)}{os.sep} also has newer checkpoints, of another training. They are "
-                    "kept, and this training goes on in a folder of its own."
-                )
-                folder = _new_folder(base)
-        state.folder, state.identity, state.began, state.is_own = folder, identity, began, {}
-        state.cannot_delete = False
-        self._note_saved()
-        _memory = state
+            began, folder = _AT_RANDOM, self._new_run_folder(base, others, damaged)
+        self._folder, self._identity, self._began = folder.absolute(), identity, began
+        self._saved, self._cannot_delete, _last = self._progress(), False, self
 
     def save(self):
         """Save a checkpoint in the folder of `restore`, and delete the oldest ones of this run.
@@ -161,37 +151,34 @@ class Saver:
         :raises CheckpointError: `restore` wasn't called, or what is trained isn't what would be saved.
         """
         self._check_objects(needs_folder=True)
-        state, step = self._state, int(self._global_step.numpy())
-        iterations, updates = step - state.saved, int(self._optimizer.iterations.numpy()) - state.updates
+        iterations, updates = np.subtract(self._progress(), self._saved)
         if bool(iterations) != bool(updates):
             raise CheckpointError(
-                f"There were {iterations} iterations since the last checkpoint, but {updates} updates of the "
-                "optimizer: a function made before a cell was run again still trains what was there before. "
-                "Restart the kernel and run all cells. Nothing was saved."
+                f"{iterations} iterations, but {updates} updates of the optimizer: a function made before a "
+                "cell was run again still trains what was there before. Restart the kernel and run all cells."
             )
         if not self._is_chief:
-            self._note_saved()
+            self._saved = self._progress()
             return False
-        path = state.folder / f"cifar10_cnn-{step}"
+        path = self._folder / f"cifar10_cnn-{self._progress()[0]}"
         with self._interrupts.held():
             try:
                 self._write(path)
             except (OSError, tf.errors.OpError) as error:
-                shutil.rmtree(state.folder / "cifar10_cnn-unfinished", ignore_errors=True)
+                shutil.rmtree(path.with_name("cifar10_cnn-unfinished"), ignore_errors=True)
                 print(
                     f"COULD NOT SAVE {path}: {_first_line(error)}\nFree some space on that disk or make the "
-                    "folder writable. Training goes on, the older checkpoints are kept, and saving is tried "
-                    "again at the next checkpoint, or when you call saver.save()."
+                    "folder writable. Training goes on, and the next call of saver.save() tries it again."
                 )
                 return False
-            self._note_saved()
+            self._saved = self._progress()
             print("Saved checkpoint.")
             try:
                 self._delete_old()
             except OSError as error:
-                if not state.cannot_delete:
+                if not self._cannot_delete:
                     print(f"Old checkpoints can't be deleted, so they are kept: {_first_line(error)}")
-                state.cannot_delete = True
+                self._cannot_delete = True
         return True
 
     @contextlib.contextmanager
@@ -215,97 +202,91 @@ class Saver:
                 self._check_objects(needs_folder=True)
                 self._check_identity()
                 if self._is_chief:
-                    stack.enter_context(_lock(self._state.folder))
+                    _lock(self._folder, stack)
                     self._set_damaged_aside()
             except (CheckpointError, OSError) as error:
                 problem = error
-            steps = _of_all_processes(-1 if problem else self._global_step.numpy())
+            steps = _of_all_processes(-1 if problem else self._progress()[0])
             if problem:
                 raise problem
             if len(set(steps)) > 1:
-                have = [
-                    f"process {i}" + (f": {n}" if n >= 0 else " can't begin") for i, n in enumerate(steps)
-                ]
+                have = ", ".join(
+                    f"process {i}: {n}" if n >= 0 else f"process {i} can't begin" for i, n in enumerate(steps)
+                )
                 raise CheckpointError(
-                    f"The processes must begin after the same iteration, but have restored: {', '.join(have)}"
-                    ". Let all read the same save_dir, and restart them. Nothing was changed."
+                    f"The processes must begin after the same iteration, but have restored: {have}. Let all "
+                    "read the same save_dir, and restart them."
                 )
             stack.enter_context(self._interrupts.noted())
             yield self._interrupts
 
-    ########################################################################
-    # Checks of what is in memory.
-
-    def _note_saved(self):
-        self._state.saved = int(self._global_step.numpy())
-        self._state.updates = int(self._optimizer.iterations.numpy())
+    def _progress(self):
+        """Return the numbers of iterations and of the optimizer's updates so far."""
+        return int(self._global_step.numpy()), int(self._optimizer.iterations.numpy())
 
     def _check_objects(self, needs_folder=False):
         """Check that the notebook still uses the objects of this Saver, and has called `restore`."""
-        if needs_folder and self._state.folder is None:
-            raise CheckpointError(
-                "It isn't known yet where to save: run saver.restore(save_dir) first. Nothing was changed."
-            )
+        if needs_folder and self._folder is None:
+            raise CheckpointError("It isn't known yet where to save: run saver.restore(save_dir) first.")
         now = _plain(self._train_step).__globals__
         changed = [name for name, part in self._objects.items() if now.get(name, part) is not part]
         if changed:
             raise CheckpointError(
                 f"{' and '.join(changed)}: made again, so it isn't what this saver saves. Restart the "
-                "kernel and run all cells, or run the cells from there down again. Nothing was changed."
+                "kernel, or run the cells from there down again."
             )
 
     def _check_identity(self):
-        differences = list(_differences(self._state.identity, self._make_identity(), ("before", "now")))
+        differences = _differences(self._identity, self._make_identity(), ("before", "now"))
         if differences:
             lines = "\n".join(differences)
             raise CheckpointError(
-                f"This training has changed since saver.restore(save_dir):\n{lines}\nUndo that; or restart "
-                "the kernel and run all cells, then it is another training with a folder of its own."
+                f"This training has changed since saver.restore(save_dir):\n{lines}\nUndo that. Or restart "
+                "the kernel and run all cells: then it is another training, with a folder of its own."
             )
 
     def _make_identity(self):
         """Return the dictionary of all that makes this training run different from others."""
         program = _Program(_plain(self._train_step).__globals__, [self._network, self._optimizer])
         program.value(program.namespace.get("train_step", self._train_step))
-        optimizer = program.optimizer(self._optimizer)
-        if self._state.rate is not None:
-            optimizer["config"]["learning_rate"] = self._state.rate
-        variables = [f"{v.name} {tuple(v.shape)}" for v in self._network.variables]
-        network = program.config(self._network)
-        identity = program.entries | {"network": network, "variables": variables, "optimizer": optimizer}
+        program.value(getattr(self._optimizer, "_learning_rate", None))  # Perhaps a schedule.
+        config = program.config(self._optimizer)
+        if self._rate is not None:
+            config["learning_rate"] = self._rate
+        identity = program.entries | {
+            "network": program.config(self._network),
+            "variables": [f"{v.name} {tuple(v.shape)}" for v in self._network.variables],
+            "optimizer": {"class_name": type(self._optimizer).__name__, "config": config},
+        }
         return json.loads(json.dumps(identity, default=lambda other: str(type(other))))
 
-    def _tell_rate(self):
-        """Say so when the learning rate that was restored isn't the one the optimizer was made with."""
-        made = self._state.rate
-        if isinstance(made, float):  # Else a schedule.
-            now = float(tf.convert_to_tensor(self._optimizer.learning_rate))
-            if not math.isclose(now, made, rel_tol=1e-6):
-                print(
-                    f"Its learning rate is {now:g}, which was set by hand; the optimizer was made with "
-                    f"{made:g}. To set it back: optimizer.learning_rate = {made:g}"
-                )
+    def _judge(self, path, identity=None):
+        """Return the values in a checkpoint, {} if it is damaged, and lines that say why it isn't this run's.
 
-    ########################################################################
-    # Reading.
-
-    def _compare(self, identity, path, values):
-        """Return the lines that say how a checkpoint differs from an identity; none if it doesn't."""
-        if settings := _settings(values):
-            lines, step = list(_differences(settings, identity)), values.get("global_step" + _VALUE)
+        :param identity: That of this run. Without it, that of `restore`, and it must have begun alike.
+        """
+        try:
+            values = _read(path)
+        except _DAMAGE as error:
+            return {}, [_first_line(error)]
+        lines, began, step = [], None, values.get("global_step" + _VALUE, values.get("global_step"))
+        if settings := values["settings"]:
+            lines = _differences(settings, identity or self._identity)
+            began = settings.get("began", _AT_RANDOM)
         elif "beta1_power" in values:
             mine = self._original_variables() | {"global_step": self._global_step}
             parts = {n for n in values if n.startswith("network/") and "/cross_entropy/" not in n}
             wrong = (mine.keys() - values.keys()) | (parts - mine.keys())
             wrong |= {n for n, v in mine.items() if v is None or np.shape(values.get(n)) != tuple(v.shape)}
             if wrong:
-                return ["  the original program saved it, but these don't fit: " + ", ".join(sorted(wrong))]
-            lines, step = [], values["global_step"]
+                lines = ["  the original program saved it, but these don't fit: " + ", ".join(sorted(wrong))]
         else:
-            return ["  it was saved by another program"]
-        if step != _number(path):
-            lines.append(f"  its name says {_number(path)} iterations, but it is of {step}")
-        return lines
+            lines = ["  it was saved by another program"]
+        if not lines and step != _number(path):
+            lines = [f"  its name says {_number(path)} iterations, but it is of {step}"]
+        if not lines and not identity and began != self._began:
+            lines = ["  it has begun otherwise"]
+        return values, lines
 
     def _original_variables(self):
         """Return the variables by their names in the original program; those of Adam may be None."""
@@ -313,9 +294,8 @@ class Saver:
         variables = {}
         for v in self._network.variables:
             layer, name = v.path.split("/")[-2:]
-            layer = layer.replace("layer_softmax", "fully_connected")
-            layer = layer.replace("_batch_normalize", "/batch_normalize")
-            name = f"network/{layer}/{name.replace('kernel', 'weights')}"
+            name = f"network/{layer}/{name}".replace("layer_softmax", "fully_connected")
+            name = name.replace("_batch_normalize", "/batch_normalize").replace("kernel", "weights")
             variables[name] = v
             if v.trainable:
                 for ending, moment in (("Adam", "momentum"), ("Adam_1", "velocity")):
@@ -324,12 +304,16 @@ class Saver:
 
     def _assign(self, path, values):
         """Assign all variables the values of a checkpoint, and return how its training run began."""
-        if settings := _settings(values):
-            present = {name.split("/")[0] for name in values}
-            parts = {name: part for name, part in self._parts("").items() if name in present}
-            with _copy_in_memory(path) as copy:
-                tf.train.Checkpoint(**parts).read(copy).assert_existing_objects_matched()
-            return settings.get("began", "random weights")
+        if values["settings"]:
+            _read(path, into=self._parts())
+            print(f"Restored checkpoint from: {path}")
+            now, made = float(tf.convert_to_tensor(self._optimizer.learning_rate)), self._rate
+            if isinstance(made, float) and not math.isclose(now, made, rel_tol=1e-6):  # Not a schedule.
+                print(
+                    f"Its learning rate is {now:g}, set by hand; the optimizer was made with {made:g}. To "
+                    f"set it back: optimizer.learning_rate = {made:g}"
+                )
+            return values["settings"].get("began", _AT_RANDOM)
         for name, v in self._original_variables().items():
             v.assign(values[name])
         for v in (self._global_step, self._optimizer.iterations):
@@ -337,43 +321,35 @@ class Saver:
         for v in self._variables.values():
             if v.shape.rank and v.shape[0] is None:  # A table that grows. It has no rows then.
                 v.assign(v[:0], read_value=False)
+        print(f"Restored checkpoint of the original program from: {path}")
         return f"the original program's checkpoint after {_number(path)} iterations"
 
-    def _new_run_folder(self, base, others, damaged, shown):
+    def _new_run_folder(self, base, others, damaged):
         """Return the folder for a new network, or raise an error if there must be none."""
-        if self._state.is_trained or self._global_step.numpy() or self._optimizer.iterations.numpy():
+        if self._is_trained or any(self._progress()):
             raise CheckpointError(
-                f"There is no checkpoint of this training in {base}, but the network in memory has been "
-                "trained already. To train a new one there, restart the kernel and run all cells. To go on "
-                "there with this one, copy its newest checkpoint there first, from "
-                f"{self._state.folder or 'its folder'}. Nothing was changed."
+                f"There is no checkpoint of this training in {base}, but the network in memory is trained. "
+                "To train a new one there, restart the kernel and run all cells. To go on there with this "
+                f"one, copy its newest checkpoint there first, from {self._folder or 'its folder'}."
             )
         whole = {path.parent for path in others}
         for folder in _folders(base):
             files = [match[0] for match in _matches(_ANY_FILE, folder)]
             if files and folder not in whole:
-                reasons = [f"{p.name}: {reason}" for p, reason in damaged.items() if p.parent == folder]
+                reasons = [f"{path.name}: {why}" for path, [why] in damaged.items() if path.parent == folder]
+                lines = "\n  ".join(reasons or files)
                 raise CheckpointError(
-                    f"There are checkpoints in {folder}, but none is whole:\n"
-                    + "".join(f"  {reason}\n" for reason in reasons or files)
-                    + "Nothing was changed. Put a whole copy there if you have one. To begin anew, move "
-                    "these files away, or choose another save_dir."
+                    f"There are checkpoints in {folder}, but none is whole:\n  {lines}\nNothing was changed. "
+                    "Put a whole copy there, move these files away to begin anew, or choose another save_dir."
                 )
+        for path, differences in itertools.islice(others.items(), 1):
+            print(f"The checkpoints in {path.parent}{os.sep} are of another training. They are kept.")
+            print("It differs from this one in:", *differences, sep="\n")
         folder = _new_folder(base) if base in whole else base
-        if others:
-            path, differences = next(iter(others.items()))
-            print(
-                f"The checkpoints in {shown(path.parent)}{os.sep} are of another training. They are kept. It "
-                "differs from this one in:"
-            )
-            print("\n".join(differences))
-        print(f"No checkpoint in {shown(folder)}{os.sep}, so the variables are new ones.")
+        print(f"No checkpoint in {folder}{os.sep}, so the variables are new ones.")
         return folder
 
-    ########################################################################
-    # Writing.
-
-    def _parts(self, settings):
+    def _parts(self, settings=""):
         """Return the objects to save, by name."""
         parts = self._objects | {"settings": _Text(settings)}
         # Random layers, e.g. Dropout, have a state that TensorFlow doesn't find by itself.
@@ -384,14 +360,10 @@ class Saver:
         unfinished = path.with_name("cifar10_cnn-unfinished")
         if unfinished.exists():  # A process was killed before it could remove it.
             shutil.rmtree(unfinished)
-        if _number(path) in _numbers(path.parent):
-            try:
-                if not self._owns(path):
-                    raise FileExistsError("a checkpoint of another training has that name")
-            except _DAMAGE as error:
-                _set_aside(path, error)
+        if path in _checkpoints(path.parent) and self._judge(path)[1]:
+            raise FileExistsError("a checkpoint of another training, or a damaged one, has that name")
         unfinished.mkdir(parents=True)
-        settings = json.dumps(self._state.identity | {"began": self._state.began})
+        settings = json.dumps(self._identity | {"began": self._began})
         tf.train.Checkpoint(**self._parts(settings)).write(str(unfinished / path.name))
         for ending in (_DATA, _INDEX):
             _sync(unfinished / (path.name + ending))
@@ -402,48 +374,36 @@ class Saver:
 
     def _delete_old(self):
         """Delete the oldest checkpoints of this run. When killed on the way, the next call goes on."""
-        folder, own = self._state.folder, []
-        for names in (folder, folder.parent):
-            _sync(names)
-        for number in sorted(_numbers(folder)):
-            path = folder / f"cifar10_cnn-{number}"
-            with contextlib.suppress(OSError, *_DAMAGE):
-                if self._owns(path):
-                    own.append(path)
-        for path in own[:-MAX_TO_KEEP]:
-            if _number(path) % KEEP_EVERY:
-                Path(f"{path}{_INDEX}").rename(f"{path}{_INDEX}.deleted")
-        for match in _matches(_DELETED, folder):
-            (folder / f"{match[1]}{_DATA}").unlink(missing_ok=True)
-            (folder / match[0]).unlink()
-
-    def _owns(self, path):
-        """Return the boolean whether a checkpoint is of this run, and began like it."""
-        index = Path(f"{path}{_INDEX}")
-        key = path, index.exists() and index.stat().st_mtime_ns
-        if key not in self._state.is_own:
-            values, state = _read(path), self._state
-            settings = _settings(values)
-            same = settings and not self._compare(state.identity, path, values)
-            state.is_own[key] = bool(same) and settings.get("began", "random weights") == state.began
-        return self._state.is_own[key]
+        _sync(self._folder)
+        _sync(self._folder.parent)
+        own = []
+        for path in _checkpoints(self._folder):
+            if len(own) < MAX_TO_KEEP or _number(path) % KEEP_EVERY:
+                with contextlib.suppress(OSError):  # It can't be read.
+                    values, differences = self._judge(path)
+                    own += [path] if values and not differences else []
+        for path in reversed(own[MAX_TO_KEEP:]):
+            Path(f"{path}{_INDEX}").rename(f"{path}{_INDEX}.deleted")
+        for match in _matches(_DELETED, self._folder):
+            (self._folder / f"{match[1]}{_DATA}").unlink(missing_ok=True)
+            (self._folder / match[0]).unlink()
 
     def _set_damaged_aside(self):
         """Rename damaged checkpoints that are newer than the network; whole ones are an error."""
-        folder, step = self._state.folder, self._global_step.numpy()
-        for number in sorted(_numbers(folder), reverse=True):
-            path = folder / f"cifar10_cnn-{number}"
-            if number <= step:
+        step, _ = self._progress()
+        for path in _checkpoints(self._folder):
+            if _number(path) <= step:
                 break
-            try:
-                _read(path)
-            except _DAMAGE as error:
-                _set_aside(path, error)
-                continue
-            raise CheckpointError(
-                f"{folder} has a checkpoint after {number} iterations, but this network has had only {step}. "
-                "Restore that one first, or choose another save_dir. Nothing was changed."
-            )
+            values, reasons = self._judge(path)
+            if values:
+                raise CheckpointError(
+                    f"{self._folder} has a checkpoint after {_number(path)} iterations, but this network has "
+                    f"had {step}. Restore that one first, or choose another save_dir."
+                )
+            for file in filter(Path.exists, (Path(f"{path}{ending}") for ending in (_INDEX, _DATA))):
+                names = (file.with_name(f"{file.name}.damaged-{number}") for number in itertools.count(1))
+                file.rename(next(name for name in names if not name.exists()))
+            print(f"Damaged, so it is set aside: {path} ({reasons[0]})")
 
 
 class _Text(tf.Module):
@@ -467,48 +427,46 @@ class _Interrupts:
     """Notes SIGINT and SIGTERM while training."""
 
     def __init__(self):
-        self._is_noted = self._is_held = False
-        self._stops = 0
+        self._signals, self._is_held = [], False
 
     def is_set(self):
-        return any(_of_all_processes(self._is_noted))
+        return any(_of_all_processes(bool(self._signals)))
 
     @contextlib.contextmanager
     def noted(self):
-        self._is_noted, self._stops = False, 0
-        if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers no signals to other threads.
-            return
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        self._signals = []
+        with contextlib.ExitStack() as stack:
+            # Python delivers no signals to other threads.
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    stack.callback(signal.signal, number, signal.signal(number, self._note))
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self._stops += number == signal.SIGINT
-        if not self._is_noted:
-            self._is_noted = True
+        self._signals.append(number)
+        if len(self._signals) == 1:
             with contextlib.suppress(RuntimeError):  # It came in the middle of another print.
                 print(
                     "Interrupted: the iterations under way are finished and a checkpoint is saved. Press "
                     "stop again to break off.",
                     flush=True,
                 )
-        if self._stops > 1 and not self._is_held:
+        self._break_off()
+
+    def _break_off(self):
+        if self._signals.count(signal.SIGINT) > 1 and not self._is_held:
+            self._signals = [signal.SIGINT]
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def held(self):
         """Let a second SIGINT wait until the end of this context."""
-        stops, self._is_held = self._stops, True
+        self._is_held = True
         try:
             yield
         finally:
             self._is_held = False
-            if self._stops > max(1, stops):
-                raise KeyboardInterrupt
+            self._break_off()
 
 
 @tf.function
@@ -524,29 +482,26 @@ def _of_all_processes(number):
     return _gather(tf.constant(int(number), tf.int64)).numpy().tolist()
 
 
-@contextlib.contextmanager
-def _lock(folder):
-    """Let no other process train in a folder."""
+def _lock(folder, stack):
+    """Let no other process train in a folder until a stack of contexts is left."""
     owner = folder / "training.owner"
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # The operating system releases the lock of a process that has ended, however it ended.
-            stack.enter_context(FileLock(folder / "training.lock").acquire(blocking=False))
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        except Timeout:
-            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise CheckpointError(
-                f"{folder} is in use: {who} is training there. Wait until it has finished, stop it (in "
-                "Jupyter, shut down the other kernel), or choose another save_dir. Nothing was changed."
-            ) from None
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: checkpoints can't be saved in {folder}. Make that folder writable or "
-                "free some space, or choose another save_dir. Training was not begun.",
-            ) from error
-        yield
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The operating system releases the lock of a process that has ended, however it ended.
+        stack.enter_context(FileLock(folder / "training.lock").acquire(blocking=False))
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    except Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        raise CheckpointError(
+            f"{folder} is in use: {who} is training there. Wait until it has finished, stop it (in "
+            "Jupyter, shut down the other kernel), or choose another save_dir."
+        ) from None
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: checkpoints can't be saved in {folder}. Make that folder writable or free "
+            "some space, or choose another save_dir. Training was not begun.",
+        ) from error
 
 
 ########################################################################
@@ -559,9 +514,10 @@ def _matches(pattern, folder):
     return [match for match in map(pattern.fullmatch, names) if match]
 
 
-def _numbers(folder):
-    """Return the set of numbers of the checkpoints in a folder, whole or not."""
-    return {int(match[1]) for match in _matches(_FILE, folder)}
+def _checkpoints(*folders):
+    """Return the paths of the checkpoints in folders, whole or not, the newest first."""
+    paths = {folder / match[1]: None for folder in folders for match in _matches(_FILE, folder)}
+    return sorted(paths, key=_number, reverse=True)
 
 
 def _number(path):
@@ -569,8 +525,8 @@ def _number(path):
 
 
 def _folders(base):
-    """Return a folder and those in it for changed trainings, changed-1, changed-2 and so on."""
-    return [base, *(base / f"changed-{n}" for n in sorted(int(m[1]) for m in _matches(_CHANGED, base)))]
+    """Return a folder and those in it for changed trainings."""
+    return [base, *(base / match[0] for match in _matches(_CHANGED, base))]
 
 
 def _new_folder(base):
@@ -579,91 +535,49 @@ def _new_folder(base):
     return next(folder for folder in folders if not _matches(_ANY_FILE, folder))
 
 
-def _search(base, compare):
-    """Look for the newest whole checkpoint that doesn't differ, in a folder and those in it.
+def _read(path, into=None):
+    """Return all values in a checkpoint by name, and the identity of its run, or {}, as "settings".
 
-    :return: Its path and values, or None; a dictionary from the paths of whole ones of other runs, the
-        newest first, to their differences; one from the paths of damaged ones to the reasons.
+    Reading all compares the checksums. It is done in memory: TensorFlow takes a folder named [1] for a
+    pattern, and what it raises doesn't tell a damaged file from one that can't be read.
+
+    :param into: Dictionary of objects that are restored, by name.
     """
-    paths = [f / f"cifar10_cnn-{number}" for f in _folders(base) for number in _numbers(f)]
-    others, damaged = {}, {}
-    for path in sorted(paths, key=_number, reverse=True):
-        try:
-            values = _read(path)
-        except _DAMAGE as error:
-            damaged[path] = _first_line(error)
-            continue
-        except OSError as error:
-            raise CheckpointError(
-                f"{error.filename} can't be read: {error.strerror}. Make it readable, or choose another "
-                "save_dir. Nothing was changed."
-            ) from error
-        differences = compare(path, values)
-        if not differences:
-            return (path, values), others, damaged
-        others[path] = differences
-    return None, others, damaged
-
-
-@contextlib.contextmanager
-def _copy_in_memory(path):
-    """Give the name of a copy of a checkpoint in TensorFlow's file system in memory.
-
-    TensorFlow takes a folder named [1] for a pattern, and what it raises doesn't tell a damaged file
-    from one that can't be read.
-    """
-    copy = f"ram://{uuid.uuid4()}/{path.name}"
-    contents = {}
-    for ending in (_INDEX, _DATA):
-        try:
-            contents[copy + ending] = Path(f"{path}{ending}").read_bytes()
-        except FileNotFoundError:
-            raise ValueError(f"{path.name}{ending} is missing") from None
+    folder = f"ram://{uuid.uuid4()}"
+    copy = f"{folder}/{path.name}"
+    tf.io.gfile.makedirs(folder)
     try:
-        for name, content in contents.items():
-            with tf.io.gfile.GFile(name, "wb") as file:
-                file.write(content)
-        yield copy
-    finally:
-        for name in contents:
-            tf.io.gfile.remove(name)
-
-
-def _read(path):
-    """Read all of a checkpoint, which compares its checksums, and return its values by name."""
-    with _copy_in_memory(path) as copy:
+        for ending in (_INDEX, _DATA):
+            tf.io.write_file(copy + ending, Path(f"{path}{ending}").read_bytes())
         reader = tf.compat.v1.train.NewCheckpointReader(copy)
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-
-
-def _settings(values):
-    """Return the identity of a training run in the values of a checkpoint, or {}."""
+        values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        if into:
+            names = into.keys() & {name.split("/")[0] for name in values}
+            checkpoint = tf.train.Checkpoint(**{name: into[name] for name in names})
+            checkpoint.read(copy).assert_existing_objects_matched()
+    except FileNotFoundError as error:
+        raise ValueError(f"{Path(error.filename).name} is missing") from None
+    finally:
+        tf.io.gfile.rmtree(folder)
     try:
         settings = json.loads(values.get("settings" + _VALUE, ""))
     except ValueError:
-        return {}
-    return settings if isinstance(settings, dict) else {}
+        settings = None
+    return values | {"settings": settings if isinstance(settings, dict) else {}}
 
 
 def _sync(path):
     """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows does that by itself.
-        return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    if path.is_file() or os.name != "nt":  # Windows does that for folders by itself.
+        file = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
-def _set_aside(path, error):
-    """Rename the files of a damaged checkpoint."""
-    for ending in (_INDEX, _DATA):
-        file = Path(f"{path}{ending}")
-        names = (file.with_name(f"{file.name}.damaged-{number}") for number in itertools.count(1))
-        if file.exists():
-            file.rename(next(name for name in names if not name.exists()))
-    print(f"Damaged, so it is set aside: {path} ({_first_line(error)})")
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 ########################################################################
@@ -689,29 +603,30 @@ class _Program:
         x = _plain(x)
         if id(x) in self._without or isinstance(x, (tf.Variable, keras.Variable, types.ModuleType)):
             return ...
-        if x is None or isinstance(x, (bool, int, str)):
-            return x
-        if isinstance(x, (float, np.floating)):
-            return float(x) if math.isfinite(x) else str(x)
         if isinstance(x, np.generic):
-            return x.item()
-        if isinstance(x, (set, frozenset)):
-            return sorted((self.value(item) for item in x), key=str)
-        if isinstance(x, (list, tuple)):
-            return [item for item in map(self.value, x) if item is not ...]
+            x = x.item()
+        if isinstance(x, float):
+            return x if math.isfinite(x) else str(x)
+        if x is None or isinstance(x, (int, str)):
+            return x
+        if isinstance(x, (list, tuple, set, frozenset)):
+            items = [item for item in map(self.value, x) if item is not ...]
+            return items if isinstance(x, (list, tuple)) else sorted(items, key=str)
         if isinstance(x, dict):
             values = {str(key): self.value(item) for key, item in x.items()}
             return {key: item for key, item in values.items() if item is not ...}
-        if isinstance(x, np.ndarray) or (tf.is_tensor(x) and hasattr(x, "numpy")):
-            return _tensor_fingerprint(x.ref()) if tf.is_tensor(x) else _fingerprint(x)
-        if isinstance(x, tf.DType):
-            return x.name
         if isinstance(x, functools.partial):
             return [self.value(x.func), self.value(x.args), self.value(x.keywords)]
-        if isinstance(x, types.MethodType):
-            return self.value(x.__func__)
+        if isinstance(x, np.ndarray):
+            return _fingerprint(x)
+        if isinstance(x, tf.Tensor) and hasattr(x, "numpy"):
+            return _tensor_fingerprint(x.ref())
+        if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
+            return self.value(tf.nest.flatten(x, expand_composites=True))
         if self._is_mine(x):
             return self._function(x) if isinstance(x, types.FunctionType) else self._class(x)
+        if isinstance(x, tf.DType):
+            return x.name
         if inspect.isroutine(x) or inspect.isclass(x):
             return x.__name__
         if hasattr(x, "get_config"):
@@ -721,11 +636,30 @@ class _Program:
             return [self._class(type(x)), self.value(vars(x))]
         return ...
 
+    def config(self, x):
+        """Return the configuration of a Keras object, and note the functions and classes it uses."""
+        self.value(type(x))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of each lambda.
+            config = x.get_config()
+        for key in config:
+            part = getattr(x, key, None)
+            # Keras writes down the bytes of a lambda, which tell the file of the kernel.
+            is_lambda = self._is_mine(part) and self.value(part).startswith("lambda")
+            if is_lambda or isinstance(part, keras.layers.Layer):
+                config[key] = self.value(part)
+        layers = {layer.name: layer for layer in getattr(x, "layers", ())}
+        for entry in config.get("layers", ()) if layers else ():
+            if layer := layers.pop(entry["config"]["name"], None):
+                entry["config"] = self.config(layer)
+        if isinstance(x, keras.Model) and layers:  # Of a class of its own.
+            config["parts"] = self.value(list(layers.values()))
+        return config
+
     def _is_mine(self, x):
         """Return the boolean whether a function or class is defined in the notebook."""
-        if isinstance(x, types.FunctionType):
-            return x.__globals__ is self.namespace
-        return inspect.isclass(x) and x.__module__ == self.namespace["__name__"]
+        is_either = isinstance(x, types.FunctionType) or inspect.isclass(x)
+        return is_either and x.__module__ == self.namespace["__name__"]
 
     def _note(self, name, x):
         value = self.value(x)
@@ -737,7 +671,7 @@ class _Program:
         if id(function) in self._seen:
             return self._seen[id(function)]
         is_lambda, name = function.__name__ == "<lambda>", function.__qualname__.replace("<locals>.", "")
-        source = _source(function)
+        source = _source(function.__code__)
         self._seen[id(function)] = source if is_lambda else name
         for used in sorted(_global_names(function.__code__) & self.namespace.keys()):
             self._note(used, self.namespace[used])
@@ -761,36 +695,10 @@ class _Program:
             bases = ", ".join(str(self.value(base)) for base in cls.__bases__)
             self.entries[_SOURCE + name] = f"class {name}({bases})"
             for key, x in sorted(vars(cls).items()):
-                x = x.fget if isinstance(x, property) else getattr(x, "__func__", x)
+                x = _plain(x)
                 if isinstance(x, types.FunctionType) or not key.startswith("_"):
                     self._note(f"{name}.{key}", x)
         return name
-
-    def config(self, x):
-        """Return the configuration of a Keras object, and note the functions and classes it uses."""
-        self.value(type(x))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns of each lambda.
-            config = x.get_config()
-        for key in config:
-            part = getattr(x, key, None)
-            if isinstance(part, keras.layers.Layer):
-                config[key] = self.value(part)
-            elif self._is_mine(part) and self.value(part).startswith("lambda"):
-                # Keras writes down the bytes of a lambda, which tell the file of the kernel.
-                config[key] = self.value(part)
-        layers = {layer.name: layer for layer in getattr(x, "layers", ())}
-        for entry in config.get("layers", ()) if layers else ():
-            if layer := layers.pop(entry["config"]["name"], None):
-                entry["config"] = self.config(layer)
-        if isinstance(x, keras.Model) and layers:  # Of a class of its own.
-            config["parts"] = self.value(list(layers.values()))
-        return config
-
-    def optimizer(self, optimizer):
-        """Return the configuration of an optimizer, and note what it uses of the notebook."""
-        self.value([type(optimizer), getattr(optimizer, "_learning_rate", None)])  # Perhaps a schedule.
-        return keras.optimizers.serialize(optimizer)
 
 
 def _fingerprint(array):
@@ -810,9 +718,11 @@ def _tensor_fingerprint(reference):
 
 
 def _plain(function):
-    """Return a function without what decorators, e.g. tf.function, put around it."""
-    function = getattr(function, "python_function", function)
-    return inspect.unwrap(function) if callable(function) else function
+    """Return a function without what is put around it by tf.function, a class or another decorator."""
+    for wrapper in ("python_function", "__func__", "fget", "__wrapped__"):
+        if (inner := getattr(function, wrapper, None)) is not None:
+            return _plain(inner)
+    return function
 
 
 def _global_names(code):
@@ -822,63 +732,52 @@ def _global_names(code):
     return used.union(*map(_global_names, inner))
 
 
-def _source(function):
+def _source(code):
     """Return the source code of a function without comments and docstrings, in a uniform layout."""
-    code = function.__code__
-    try:
-        tree = _parsed("".join(inspect.findsource(code)[0]))
-    except (OSError, SyntaxError):  # Made by a program, e.g. by `dataclass`.
-        return code.co_code.hex()
-    positions = set(code.co_positions())
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = min(part.lineno for part in (node, *node.decorator_list))
-            is_it = (first, node.name) == (code.co_firstlineno, code.co_name)
-        elif isinstance(node, ast.Lambda):
-            body = node.body
-            place = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
-            is_it = code.co_name == "<lambda>" and place in positions
-        else:
-            continue
-        if is_it:
-            return ast.unparse(node)
-    return code.co_code.hex()
+    with contextlib.suppress(SyntaxError):
+        for node in _functions("".join(linecache.getlines(code.co_filename))):
+            if isinstance(node, ast.Lambda):
+                body = node.body
+                place = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
+                is_it = code.co_name == "<lambda>" and place in code.co_positions()
+            else:
+                first = min(part.lineno for part in (node, *node.decorator_list))
+                is_it = (first, node.name) == (code.co_firstlineno, code.co_name)
+            if is_it:
+                return ast.unparse(node)
+    return code.co_code.hex()  # Made by a program, e.g. by `dataclass`.
 
 
 @functools.lru_cache(maxsize=100)
-def _parsed(text):
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
+def _functions(text):
+    """Return the syntax trees of all functions in a text, without docstrings."""
+    nodes = list(ast.walk(ast.parse(text)))
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-def _with_numbered_layers(x, layers=()):
-    """Replace names in the connections of layers by numbers. Keras counts on in a later network."""
-    if isinstance(x, dict):
-        if isinstance(x.get("layers"), list):
-            layers = [layer["config"].get("name") for layer in x["layers"]]
-        return {key: _with_numbered_layers(part, layers) for key, part in x.items()}
-    if isinstance(x, list):
-        if len(x) == 3 and x[0] in layers and all(isinstance(number, int) for number in x[1:]):
-            return [layers.index(x[0]), *x[1:]]
-        return [_with_numbered_layers(part, layers) for part in x]
-    return x
+    return [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
 
 
 def _differences(old, new, sides=("there", "here")):
-    """Describe the differences between two identities.
+    """Return lines that describe the differences between two identities.
 
     Entries that only one of the two has make no difference, because versions of this program and of Keras
     differ in these; but a function that only one has does, if the other one has functions at all.
     """
-    old, new = (side | {"network": _with_numbered_layers(side["network"])} for side in (old, new))
+    old, new = (side | {"network": _with_numbered_layers(side.get("network"))} for side in (old, new))
     functions = [{key for key in side if key.startswith(_SOURCE)} for side in (old, new)]
     if all(functions):
-        old = dict.fromkeys(functions[1] - functions[0], "") | old
-        new = dict.fromkeys(functions[0] - functions[1], "") | new
-    return _compare_values(old, new, "", sides)
+        old = dict.fromkeys(functions[1], "") | old
+        new = dict.fromkeys(functions[0], "") | new
+    return list(_compare_values(old, new, "", sides))
+
+
+def _with_numbered_layers(network):
+    """Replace names in the connections of layers by numbers. Keras counts on in a later network."""
+    text = json.dumps(network)
+    for number, name in enumerate(re.findall(r'"name": ("[^"]*"), "inbound_nodes"', text)):
+        text = text.replace(f"[{name}, ", f"[{number}, ")
+    return json.loads(text)
 
 
 def _compare_values(old, new, place, sides):
@@ -901,11 +800,5 @@ def _compare_values(old, new, place, sides):
 def _lines(value):
     """Return a setting as lines of text: those of source code, or one for each layer or number."""
     if isinstance(value, list):
-        return [
-            entry.get("class_name", str(entry)) if isinstance(entry, dict) else str(entry) for entry in value
-        ]
+        return [str(entry.get("class_name", entry) if isinstance(entry, dict) else entry) for entry in value]
     return f"{value:.6g}".split() if isinstance(value, float) else str(value).splitlines()
-
-
-def _first_line(error):
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

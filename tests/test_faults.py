@@ -595,7 +595,7 @@ def test_comments_and_names_make_no_difference(new_notebook):
 @pytest.mark.short
 def test_entries_that_only_one_version_of_keras_has_make_no_difference(tmp_path):
     training = tiny(tmp_path)
-    identity = training.saver._state.identity
+    identity = training.saver._identity
     identity["network"]["layers"][1]["config"]["new_in_keras_4"] = True
     del identity["optimizer"]["config"]["use_ema"]
     training.train()
