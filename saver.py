@@ -772,12 +772,17 @@ def _differences(old, new, sides=("there", "here")):
     return list(_compare_values(old, new, "", sides))
 
 
-def _with_numbered_layers(network):
+def _with_numbered_layers(x, names=()):
     """Replace names in the connections of layers by numbers. Keras counts on in a later network."""
-    text = json.dumps(network)
-    for number, name in enumerate(re.findall(r'"name": ("[^"]*"), "inbound_nodes"', text)):
-        text = text.replace(f"[{name}, ", f"[{number}, ")
-    return json.loads(text)
+    if isinstance(x, dict):
+        if isinstance(x.get("layers"), list):
+            names = [layer["config"].get("name") for layer in x["layers"]]
+        return {key: _with_numbered_layers(part, names) for key, part in x.items()}
+    if isinstance(x, list):
+        if len(x) == 3 and x[0] in names and all(isinstance(number, int) for number in x[1:]):
+            return [names.index(x[0]), *x[1:]]
+        return [_with_numbered_layers(part, names) for part in x]
+    return x
 
 
 def _compare_values(old, new, place, sides):
