@@ -37,6 +37,12 @@ TITLES = {
     "sgemm": "the machine's limit: `sgemm` of the same size",
 }
 
+# These train on batches of 500 images.
+BEST_TITLES = {
+    "best_network": "the exercises' best network, widths 64/256/256, in this notebook",
+    "pytorch_best_network": "the same in PyTorch, channels-last, fused SGD",
+}
+
 # Small programs for what a run does once. Each prints its seconds.
 ONCE = {
     "loading both sets, with checksums": """
@@ -185,23 +191,31 @@ def spread(values, form):
     )
 
 
-def report(speeds, input_cost, once, growth, whole):
-    """Return all results as Markdown."""
-    own = speeds["notebook"]
-    lines = [
-        f"Measured by `make bench` on {machine('torch')}. Median (minimum to maximum) of {len(own)} rounds, "
-        "in which the programs take turns.",
-        "",
-        "| program | iterations per second | speed of this notebook ÷ speed of the program |",
-        "|---|---|---|",
-    ]
+def table(titles, speeds, unit, factor=1):
+    """Return the lines of a table of speeds, compared with the first one."""
+    lines = [f"| program | {unit} per second | speed of the first ÷ speed of the program |", "|---|---|---|"]
+    first, *_ = speeds.values()
     for name, speed in speeds.items():
-        ratios = [a / b for a, b in zip(own, speed, strict=True)]
-        ratio = "" if name == "notebook" else spread(ratios, "{:.2f}")
-        lines.append(f"| {TITLES[name]} | {spread(speed, '{:.1f}')} | {ratio} |")
+        ratios = [a / b for a, b in zip(first, speed, strict=True)]
+        ratio = "" if speed is first else spread(ratios, "{:.2f}")
+        numbers = spread([factor * number for number in speed], "{:.1f}" if factor == 1 else "{:.0f}")
+        lines.append(f"| {titles[name]} | {numbers} | {ratio} |")
+    return [*lines, ""]
+
+
+def report(speeds, best_speeds, input_cost, once, growth, whole):
+    """Return all results as Markdown."""
+    rounds = len(speeds["notebook"])
+    lines = [
+        f"Measured by `make bench` on {machine('torch')}. Median (minimum to maximum) of {rounds} rounds, in "
+        "which the programs take turns.",
+        "",
+        *table(TITLES, speeds, "iterations"),
+        *table(BEST_TITLES, best_speeds, "images", factor=500),
+    ]
     if "pytorch" not in speeds:
-        lines.append("| PyTorch | not installed: `pip install torch==2.13.0` | |")
-    lines += ["", "| what | measured |", "|---|---|"]
+        lines += ["PyTorch is not installed: `pip install torch==2.13.0`", ""]
+    lines += ["| what | measured |", "|---|---|"]
     title = f"input and distortions, compared with the rest of an iteration, in {len(input_cost)} short turns"
     first, median, third = statistics.quantiles(input_cost, n=4)
     lines.append(f"| {title} | {median:.1f} (quartiles {first:.1f} to {third:.1f}) % |")
@@ -223,22 +237,25 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one short round, and no file is written")
     quick = parser.parse_args().quick
 
-    names = list(TITLES)
+    left_out = []
     try:
         importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
-        names = [name for name in names if "pytorch" not in name]
+        left_out = ["pytorch", "pytorch_compiled", "pytorch_best_network"]
     if not (shutil.which("g++") or shutil.which("clang++")):
-        names = [name for name in names if name != "pytorch_compiled"]
+        left_out.append("pytorch_compiled")
+    names, best_names = ([n for n in titles if n not in left_out] for titles in (TITLES, BEST_TITLES))
+    rounds = 1 if quick else 13
     with tempfile.TemporaryDirectory() as folder:
-        speeds = take_turns(names, rounds=1 if quick else 13, iterations=20 if quick else 100, folder=folder)
+        speeds = take_turns(names, rounds, iterations=20 if quick else 100, folder=folder)
+        best_speeds = take_turns(best_names, rounds, iterations=1 if quick else 4, folder=folder)
     costs = re.findall(r"COST (\S+)", python(INPUT, rounds=4 if quick else 200))
     input_cost = [float(cost) for cost in costs]
     once = {title: [float(python(code + "print('SECONDS', seconds)").rsplit("SECONDS ", 1)[1])
                     for _ in range(1 if quick else 3)] for title, code in ONCE.items()}  # fmt: skip
     parts = re.findall(r"PART (\S+) (\S+)", python(GROWTH, part=10 if quick else 1000))
     growth = [(float(seconds), float(memory)) for seconds, memory in parts]
-    result = report(speeds, input_cost, once, growth, run_whole_notebook())
+    result = report(speeds, best_speeds, input_cost, once, growth, run_whole_notebook())
     print("\n" + result)
     if not quick:
         RESULTS.write_text(result, encoding="utf-8")

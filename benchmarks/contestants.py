@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+from tools.exercises import CHANGES
 from tools.notebook import DATA_PATH, run_cells
 
 BATCH_SIZE = 64
@@ -47,6 +48,12 @@ def two_replicas():
 
     split_cpu()
     return notebook(MIRRORED)
+
+
+def best_network():
+    """The iterations of the exercises' best network."""
+    namespace = run_cells(DATA_PATH, tempfile.mkdtemp(), CHANGES["wider"])
+    return lambda number: float(namespace["train_steps"](namespace["tf"].constant(number)))
 
 
 def load_arrays():
@@ -153,6 +160,13 @@ def pytorch(compiled=False):
     return Trainer(*load_arrays(), compiled).train_steps
 
 
+def pytorch_best_network():
+    """The exercises' best network in PyTorch."""
+    from benchmarks.pytorch_peer import WideTrainer
+
+    return WideTrainer(*load_arrays(), widths=[64, 256, 256], batch_size=500).train_steps
+
+
 def sgemm():
     """Products of float32 matrices with as many operations as the iterations have: the machine's limit."""
     import tensorflow as tf
@@ -180,6 +194,8 @@ CONTESTANTS = {
     "obvious": obvious,
     "keras_fit": keras_fit,
     "sgemm": sgemm,
+    "best_network": best_network,
+    "pytorch_best_network": pytorch_best_network,
 }
 
 

@@ -39,6 +39,11 @@ def main_network():
     return network.to(memory_format=torch.channels_last)
 
 
+def trainable(network):
+    """The parameters of a network that are trained."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
 def rgb_to_hsv(images):
     """Convert [n, 3, h, w] between 0 and 1."""
     value, _ = images.max(dim=1)
@@ -97,8 +102,7 @@ class Trainer:
         self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         self.cls = torch.from_numpy(cls)
         self.network = main_network()
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, lr=1e-4, eps=1e-8, fused=True)
+        self.optimizer = torch.optim.Adam(trainable(self.network), lr=1e-4, eps=1e-8, fused=True)
 
     def train_step(self):
         index = torch.randint(0, len(self.pixels), (BATCH_SIZE,))
@@ -106,6 +110,74 @@ class Trainer:
         loss = functional.cross_entropy(self.network(images), self.cls[index])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.optimizer.step()
+
+    def train_steps(self, number):
+        for _ in range(number):
+            self.train_step()
+
+
+########################################################################
+# The best network of the exercises.
+
+
+def wide_network(widths):
+    """The layers of tools/better_networks.py, as a torch module from NCHW images between 0 and 1."""
+    layers = [nn.Conv2d(3, 24, 2), nn.SiLU()]
+    layers[0].weight.requires_grad_(False)
+    channels = 24
+    for width in widths:
+        for pool in ([nn.MaxPool2d(2)], []):
+            normalize = nn.BatchNorm2d(width, eps=1e-5)
+            normalize.weight.requires_grad_(False)
+            layers += [nn.Conv2d(channels, width, 3, padding="same", bias=False), *pool, normalize, nn.SiLU()]
+            channels = width
+    network = nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(channels, 10, bias=False))
+    return network.to(memory_format=torch.channels_last)
+
+
+class WideTrainer:
+    """Trains that network as the notebook does, from uint8 images [n, 32, 32, 3] with class-numbers [n]."""
+
+    def __init__(self, pixels, cls, widths, batch_size):
+        self.pixels, self.cls = torch.from_numpy(pixels), torch.from_numpy(cls)
+        self.batch_size = batch_size
+        self.network = wide_network(widths)
+        self.optimizer = torch.optim.SGD(
+            trainable(self.network), lr=0.1, momentum=0.85, nesterov=True, weight_decay=0.01, fused=True
+        )
+        self.flips = torch.rand(len(pixels)) < 0.5
+        self.batches = iter(())
+
+    def next_batch(self):
+        """The numbers of the images of the next batch, from all in a new order."""
+        index = next(self.batches, None)
+        if index is None:
+            self.batches = iter(torch.randperm(len(self.pixels)).split(self.batch_size))
+            self.flips = ~self.flips
+            index = next(self.batches)
+        return index
+
+    def pre_process(self, index):
+        """Move each image by up to two pixels, reflected at the edges, and flip some of them."""
+        images = self.pixels[index].permute(0, 3, 1, 2).float() / 255
+        images = functional.pad(images, (2, 2, 2, 2), "reflect").permute(0, 2, 3, 1)
+        top, left = torch.randint(0, 5, (2, len(index), 1))
+        rows, columns = top + torch.arange(32), left + torch.arange(32)
+        columns = torch.where(self.flips[index, None], columns.flip(1), columns)
+        images = images[torch.arange(len(index))[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return 4 * images.permute(0, 3, 1, 2) - 2  # The memory stays channels-last.
+
+    def train_step(self):
+        index = self.next_batch()
+        logits = self.network(self.pre_process(index)) / 9
+        loss = functional.cross_entropy(logits, self.cls[index], label_smoothing=0.2)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim == 1:
+                    parameter.grad *= 64
         self.optimizer.step()
 
     def train_steps(self, number):

@@ -24,6 +24,7 @@ FAULTS = ("test_faults.py", "test_saver.py")
 
 
 def pytest_addoption(parser):
+    parser.addoption("--fidelity", action="store_true", help="write tests/fidelity.md")
     parser.addoption("--full", action="store_true", help="all of the tests of faults (make test-faults)")
 
 
@@ -58,6 +59,28 @@ def pytest_terminal_summary(terminalreporter):
         for fault, outcomes in table.items():
             tried = len(outcomes) - outcomes.count("skipped")
             terminalreporter.line(f"{fault:75} {tried:4} {outcomes.count('passed'):4}")
+
+
+FIDELITY = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def fidelity(request):
+    """A function that notes a measured difference from the original: its row of tests/fidelity.md."""
+    rows = request.config.stash.setdefault(FIDELITY, [])
+
+    def note(quantity, original, port, difference):
+        rows.append(f"| {quantity} | {original} | {port} | {difference} | `{request.node.originalname}` |")
+
+    return note
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """Write the table of the differences from the original when all of it was measured."""
+    if session.config.getoption("--fidelity") and exitstatus == 0:
+        lines = ["| quantity | original | port | difference | measured by |", "|" + 5 * "---|"]
+        lines += session.config.stash[FIDELITY]
+        (ROOT / "tests" / "fidelity.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,11 @@
-"""Tests that the port computes what the original program computed, by the outputs that it left."""
+"""Tests that the port computes what the original program computed, by the outputs that it left.
 
+`pytest tests/test_fidelity.py --fidelity` writes the measured differences to tests/fidelity.md.
+"""
+
+import csv
 import shutil
+import statistics
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +16,7 @@ from scipy.special import softmax
 
 from tests.conftest import SHARED, needs_cifar10, needs_original
 from tests.test_notebook import forward
+from tools.notebook import ROOT
 
 ORIGINAL = SHARED / "original"
 CHECKPOINT = ORIGINAL / "cifar10_cnn-1000"
@@ -76,9 +82,20 @@ def values_after(step):
     return values
 
 
-def test_outputs_with_the_original_weights(restored):
+def test_number_of_parameters(restored, fidelity):
+    names = {original_name(variable) for variable in restored.network.trainable_variables}
+    theirs = sum(value.size for name, value in original_values().items() if name in names)
+    ours = sum(variable.shape.num_elements() for variable in restored.network.trainable_variables)
+    assert ours == theirs
+    fidelity("trainable parameters", f"{theirs:,}", f"{ours:,}", "0")
+
+
+def test_outputs_with_the_original_weights(restored, fidelity):
     expected = np.load(ORIGINAL / "softmax-1000.npz")["y_pred"]
-    np.testing.assert_allclose(restored.y_pred(restored.images_test[:256]), expected, atol=1e-5, rtol=0)
+    outputs = restored.y_pred(restored.images_test[:256]).numpy()
+    np.testing.assert_allclose(outputs, expected, atol=1e-5, rtol=0)
+    largest = np.abs(outputs - expected).max()
+    fidelity("softmax outputs of 256 test images, same weights", "", "", f"at most {largest:.0e}")
 
 
 @pytest.mark.parametrize("step", [1, 12_000, 150_000])
@@ -104,7 +121,7 @@ def test_outputs_of_checkpoints_of_other_steps(step, open_original, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 1000, 12_000, 150_000])
-def test_training_goes_on_from_the_original_moments(step, open_original, tmp_path):
+def test_training_goes_on_from_the_original_moments(step, open_original, tmp_path, fidelity):
     """Adam's next update equals NumPy's, in float64 from the moments in the checkpoint."""
     path, values = CHECKPOINT, original_values()
     if step != 1000:
@@ -125,6 +142,7 @@ def test_training_goes_on_from_the_original_moments(step, open_original, tmp_pat
     restored.optimize(1)
     assert restored.global_step == restored.optimizer.iterations == step + 1
     rate = 1e-4 * np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+    largest = 0.0
     for variable, gradient in zip(variables, gradients, strict=True):
         name = original_name(variable)
         value, m, v = (values[name + end].astype(np.float64) for end in ("", "/Adam", "/Adam_1"))
@@ -133,6 +151,9 @@ def test_training_goes_on_from_the_original_moments(step, open_original, tmp_pat
         expected = value - rate * m / (np.sqrt(v) + 1e-8)
         if name != "network/layer_conv1/bias":  # Its gradient is zero but for rounding.
             np.testing.assert_allclose(variable, expected, atol=2e-6, rtol=0, err_msg=name)
+            largest = max(largest, np.abs(variable.numpy() - expected).max())
+    if step == 1000:
+        fidelity("Adam's update 1,001, same moments", "float64", "float32", f"at most {largest:.0e}")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +187,7 @@ def distort(notebook, images):
     )
 
 
-def test_distortions_of_the_training_set_have_the_original_distribution(restored):
+def test_distortions_of_the_training_set_have_the_original_distribution(restored, fidelity):
     """Over the first 5,000 training images, against the original's draws of the same images.
 
     Both have one independent draw for each image. So the differences of an image's mean, or of its
@@ -178,12 +199,15 @@ def test_distortions_of_the_training_set_have_the_original_distribution(restored
     images = restored.images_train[:5000].numpy()
     distorted = distort(restored, images)
     for name, values in [("mean", distorted.mean(axis=(1, 2))), ("std", distorted.std(axis=(1, 2)))]:
-        for channel in range(3):
+        title = {"mean": "mean of distorted pixels", "std": "their standard deviation in an image"}[name]
+        for channel, color in enumerate(("red", "green", "blue")):
             difference = values[:, channel].astype(np.float64) - reference[name][:, channel]
             z = difference.mean() / (difference.std(ddof=1) / np.sqrt(5000))
             assert abs(z) < 4, (name, channel, z)
             test = stats.ks_2samp(values[:, channel], reference[name][:, channel])
             assert test.pvalue > 1e-4, (name, channel, test)
+            means = (part[:, channel].mean(dtype=np.float64) for part in (reference[name], values))
+            fidelity(f"{title}, {color}", *(f"{mean:.4f}" for mean in means), f"z = {z:.1f}")
 
     parts = np.array([np.histogram(p, 64, (0, 1))[0] for p in np.split(distorted, 100)]) / (50 * 24 * 24 * 3)
     expected = reference["histogram"] / reference["histogram"].sum()
@@ -209,3 +233,19 @@ def test_distortions_of_one_image_have_the_original_distribution(restored):
     }
     for name, feature in features.items():
         assert stats.ks_2samp(feature(original), feature(port)).pvalue > 1e-4, name
+
+
+def test_accuracies_of_the_seeds_lie_around_that_of_the_original(fidelity):
+    """The original's are of one run, from its text."""
+    with (ROOT / "benchmarks" / "accuracy.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["change"] == "as it is"]
+    for iterations, theirs in [(1000, 46.5), (5000, 59.7), (10_000, 65.2)]:
+        ours = [float(row["accuracy in %"]) for row in rows if row["iterations"] == str(iterations)]
+        assert len(ours) >= 8 and min(ours) <= theirs <= max(ours)
+        mean, spread = statistics.mean(ours), statistics.stdev(ours)
+        fidelity(
+            f"test accuracy after {iterations:,} iterations, {len(ours)} seeds",
+            f"{theirs} %",
+            f"{mean:.1f} ± {spread:.1f} %, {min(ours):.1f} to {max(ours):.1f}",
+            f"{mean - theirs:+.1f} points",
+        )

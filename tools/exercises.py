@@ -3,7 +3,7 @@
     python -m tools.exercises                     # list them
     python -m tools.exercises "half as wide"      # write exercise-half-as-wide.ipynb, to open in Jupyter
 
-The notebook that is written says "Changed:" above each cell that was changed. `benchmarks.exercises`
+The notebook that is written says "Changed:" above each cell that was changed. `benchmarks.accuracy`
 measures the same changes.
 """
 
@@ -11,6 +11,7 @@ import argparse
 
 import nbformat
 
+from tools.better_networks import LADDER
 from tools.notebook import ROOT, changed_notebook
 
 CONV1 = 'keras.layers.Conv2D({}, 5, padding="same", kernel_initializer=relu_weights, name="layer_conv1"),'
@@ -34,7 +35,7 @@ COLORS = (
 NO_COLORS = {line: f"# {line}" for line in COLORS}
 INDENT = "\n            "
 
-# For each change the lines of the notebook with their new text.
+# For each change what `changed_notebook` replaces.
 CHANGES = {
     "as it is": {},
     "crop and flip only": NO_COLORS,
@@ -58,19 +59,22 @@ CHANGES = {
     "learning-rate falling from 1e-3 to 0": {
         RATE: "learning_rate=keras.optimizers.schedules.CosineDecay(1e-3, 10_000)"
     },
+    **LADDER,
 }
 
 
 def write(change):
     """Write the changed notebook beside the notebook itself and return its path."""
-    notebook, changed = changed_notebook(CHANGES[change])
+    name = change.replace(" ", "-").replace("%", "percent")
+    folder = {'"CIFAR10_SAVE_DIR", "checkpoints/"': f'"CIFAR10_SAVE_DIR", "checkpoints/{name}/"'}
+    notebook, changed = changed_notebook(CHANGES[change] | folder)
     for number, cell in reversed(list(enumerate(notebook.cells))):
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         if cell.id in changed:
             mark = nbformat.v4.new_markdown_cell(f"**Changed:** {change}", id=f"{cell.id}-changed")
             notebook.cells.insert(number, mark)
-    path = ROOT / f"exercise-{change.replace(' ', '-')}.ipynb"
+    path = ROOT / f"exercise-{name}.ipynb"
     with path.open("x", encoding="utf-8") as file:
         nbformat.write(notebook, file)
     return path

@@ -1,5 +1,6 @@
 """Runs the code of the notebook as a plain Python program, for the tests and the benchmarks."""
 
+import ast
 import hashlib
 import itertools
 import json
@@ -27,21 +28,36 @@ def settings(data_path, save_dir, num_iterations=0):
     }
 
 
-def changed_notebook(replace):
-    """Return the notebook with some lines changed, and the set of the ids of the changed cells.
+def defined_names(source):
+    """Return the set of names that a cell defines: functions, classes, variables."""
+    body = ast.parse(source).body
+    targets = {target for node in body if isinstance(node, ast.Assign) for target in node.targets}
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    return names | {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
 
-    :param replace: Dictionary from the text in a code cell of the notebook to the new text. Each text
-        must occur exactly once.
-    :raises ValueError: A text isn't in the notebook, or not just once.
+
+def changed_notebook(replace):
+    """Return the notebook with some cells or lines changed, and the set of the ids of the changed cells.
+
+    :param replace: Dictionary to the new text, from a name that a code cell defines, for the whole cell,
+        or from the old text in a cell.
+    :raises ValueError: No cell has that name or text, or there are several.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     changed = set()
     for old, new in replace.items():
-        found = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
-        if len(found) != 1 or found[0].source.count(old) != 1:
-            raise ValueError(f"{old!r} isn't in the notebook exactly once.")
-        found[0].source = found[0].source.replace(old, new)
-        changed.add(found[0].id)
+        if old.isidentifier():
+            found = [cell for cell in code if old in defined_names(cell.source)]
+            times = len(found)
+        else:
+            found = [cell for cell in code if old in cell.source]
+            times = sum(cell.source.count(old) for cell in found)
+        if times != 1:
+            raise ValueError(f"{old!r} is in the notebook {times} times, not once.")
+        [cell] = found
+        cell.source = new.strip("\n") if old.isidentifier() else cell.source.replace(old, new)
+        changed.add(cell.id)
     return notebook, changed
 
 
@@ -56,7 +72,7 @@ def run_cells(data_path, save_dir, replace=None):
 
     :param data_path: Folder of the data set.
     :param save_dir: Folder of the checkpoints.
-    :param replace: Lines to change, see `changed_notebook`.
+    :param replace: What to change, see `changed_notebook`.
     :return: Dictionary of all global names of the notebook.
     """
     notebook, _ = changed_notebook(replace or {})

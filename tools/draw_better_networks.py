@@ -1,0 +1,71 @@
+"""Draws the two pictures of the exercise on better networks.
+
+    python -m tools.draw_better_networks
+
+images/better_networks.png is from benchmarks/accuracy.csv and the learning curve of the shipped network,
+images/whitening.png from that network and from the images of CIFAR-10.
+"""
+
+import csv
+import tempfile
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tensorflow as tf
+
+from tools.better_networks import LADDER
+from tools.notebook import DATA_PATH, ROOT, run_cells
+
+CHECKPOINT = ROOT / "checkpoints" / "cifar10_cnn-150000"
+
+
+def draw_accuracies():
+    """Plot the test accuracy of each step over its minutes of training, beside the shipped network's."""
+    with (ROOT / "benchmarks" / "accuracy.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["measured on"] == "test-set"]
+    curve = tf.train.load_checkpoint(CHECKPOINT).get_tensor("learning_curve/.ATTRIBUTES/VARIABLE_VALUE")
+    _, _, _, seconds, accuracy = curve[np.isfinite(curve[:, 4])].T
+
+    fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    ax.plot(seconds / 60, 100 * accuracy, "o-", color="gray", markersize=3)
+    ax.annotate("this notebook", (seconds[-1] / 60, 100 * accuracy[-1]), (6, -3), textcoords="offset points")
+    ax.plot(15 * 60, 79.3, "*", color="black", markersize=10)
+    ax.annotate("original, 2016", (15 * 60, 79.3), (-3, -16), textcoords="offset points", ha="right")
+    for number, change in enumerate(LADDER):
+        mine = [(float(r["minutes"]), float(r["accuracy in %"])) for r in rows if r["change"] == change]
+        if mine:
+            ax.plot(*zip(*mine, strict=True), "o", color=f"C{number}", markersize=4, alpha=0.6)
+            ax.annotate(change, np.mean(mine, axis=0), (-6, 4), textcoords="offset points", ha="right")
+
+    ax.set_xscale("log")
+    ax.set_xticks([0.5, 1, 3, 10, 30, 60, 15 * 60], ["½", "1", "3", "10", "30", "1 hour", "15 hours"])
+    ax.minorticks_off()
+    ax.set_ylim(40, 100)
+    ax.set_xlabel("Minutes of training")
+    ax.set_ylabel("Test accuracy in %")
+    ax.grid(alpha=0.3)
+    fig.savefig(ROOT / "images" / "better_networks.png", dpi=100)
+
+
+def draw_filters():
+    """Plot the whitening filters beside those that the tutorial's first layer has learned."""
+    learned = run_cells(DATA_PATH, CHECKPOINT.parent)["weights_conv1"].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        whitening = run_cells(DATA_PATH, folder, LADDER["whitening"])["weights_conv1"].numpy()
+    fig = plt.figure(figsize=(8, 4), layout="constrained", facecolor="lightgray")
+    halves = fig.subfigures(1, 2)
+    for half, filters, rows, columns, title in [
+        (halves[0], whitening, 4, 6, "Whitening: 24 filters of 2 x 2 pixels, calculated"),
+        (halves[1], learned, 8, 8, "The tutorial's: 64 filters of 5 x 5 pixels, learned"),
+    ]:
+        half.suptitle(title, fontsize="medium")
+        for ax, number in zip(half.subplots(rows, columns).flat, range(rows * columns), strict=True):
+            one = filters[..., number]
+            ax.imshow(0.5 + 0.5 * one / np.abs(one).max(), interpolation="nearest")
+            ax.set_axis_off()
+    fig.savefig(ROOT / "images" / "whitening.png", dpi=100)
+
+
+if __name__ == "__main__":
+    draw_accuracies()
+    draw_filters()
