@@ -1,48 +1,69 @@
-# make run    run the notebook from top to bottom, into build/
-# make test   run the tests
+# make run        run the notebook from top to bottom, into build/
+# make test       run the tests but for the slow ones
+# make test-all   run all tests
 # All make the environment .venv first. Choose another Python by e.g. `make run PYTHON=python3.12`.
 
 PYTHON ?= python3
-BIN = .venv/bin
+VENV ?= .venv
+BIN = $(VENV)/bin
 
-.PHONY: run test test-faults bench notebook pictures
+.PHONY: run test test-all test-faults test-versions test-oldest test-colab test-newest bench notebook pictures
 
-run: .venv/run
+run: $(VENV)/run
 	$(BIN)/python -m tools.run_notebook
 
-test: .venv/test
+test: $(VENV)/test
 	$(BIN)/python -m pytest
 
-# All that can go wrong, e.g. each byte of a checkpoint damaged: about 20 minutes.
-test-faults: .venv/test
+test-all: $(VENV)/test
 	$(BIN)/python -m pytest --full
 
+# All that can go wrong, e.g. each byte of a checkpoint damaged.
+test-faults: $(VENV)/test
+	$(BIN)/python -m pytest --full -m fault
+
+# All tests with the oldest versions that requirements.txt allows, with those of Colab, and with the newest,
+# each in a new environment in build/. `make -k test-versions` tries all three whatever fails.
+PYTHON311 ?= python3.11
+PYTHON312 ?= python3.12
+PYTHON313 ?= python3.13
+OLDEST = $(shell sed -n 's/^\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' requirements.txt tests/requirements.txt)
+
+test-versions: test-oldest test-colab test-newest
+
+test-oldest: WITH = PYTHON=$(PYTHON311) VERSIONS="$(OLDEST)"
+test-colab: WITH = PYTHON=$(PYTHON312) VERSIONS="tensorflow==2.20.* keras==3.13.2"
+test-newest: WITH = PYTHON=$(PYTHON313)
+test-oldest test-colab test-newest: test-%:
+	rm -rf build/$*
+	$(MAKE) test-all VENV=build/$* $(WITH)
+
 # Measure the speed beside other programs. Nothing else should run on the machine.
-bench: .venv/run
+bench: $(VENV)/run
 	$(BIN)/python -m benchmarks.bench
 
 # Run the notebook and keep the outputs in the notebook itself.
-notebook: .venv/run
+notebook: $(VENV)/run
 	$(BIN)/python -m tools.run_notebook --in-place
 
 # Draw the chart at the top of the notebook, from the network in the last checkpoint, and save the
 # README's picture from the outputs of the notebook.
-pictures: .venv/run
+pictures: $(VENV)/run
 	$(BIN)/python -m tools.draw_flowchart
 	$(BIN)/python -m tools.save_results
 
-.venv/run: requirements.txt .venv/made
-	$(BIN)/python -m pip install -r requirements.txt
+$(VENV)/run: requirements.txt $(VENV)/made
+	$(BIN)/python -m pip install -r requirements.txt $(VERSIONS)
 	touch $@
 
-.venv/test: tests/requirements.txt .venv/run
-	$(BIN)/python -m pip install -r tests/requirements.txt
+$(VENV)/test: tests/requirements.txt $(VENV)/run
+	$(BIN)/python -m pip install -r tests/requirements.txt $(VERSIONS)
 	touch $@
 
 # An environment without pip was broken off while it was made, so it is made again.
-.venv/made:
+$(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 	{ echo "Python 3.11, 3.12 or 3.13 is needed. Say which by e.g. 'make PYTHON=python3.12'."; exit 1; }
-	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
-	{ echo "The environment .venv could not be made. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	{ echo "The environment $(VENV) could not be made. On Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
 	touch $@

@@ -19,46 +19,50 @@ needs_original = pytest.mark.skipif(
     not (SHARED / "original").is_dir(), reason="The original's outputs aren't at ../shared/original."
 )
 
-
+# Changes of the notebook: no pictures of distorted images, for which XLA compiles the distortions anew.
+NO_PICTURES = {
+    "images = pre_process(images_train[0:9], training=True, seed=[random_seed, 1])": "",
+    "plot_distorted_image(img, cls, seed=0)": "",
+}
 FAULTS = ("test_faults.py", "test_saver.py")
 
 
 def pytest_addoption(parser):
     parser.addoption("--fidelity", action="store_true", help="write tests/fidelity.md")
-    parser.addoption("--full", action="store_true", help="all of the tests of faults (make test-faults)")
+    parser.addoption("--full", action="store_true", help="run the slow tests too, and try all damages")
 
 
-def _is_fault(item):
-    """Tell whether a test is about something that goes wrong: with the data or in the training."""
-    return "place" in item.fixturenames or item.path.name in FAULTS
-
-
+@pytest.hookimpl(tryfirst=True)  # Before the tests are chosen by their marks.
 def pytest_collection_modifyitems(config, items):
-    """Leave out the long tests of faults unless --full is given."""
-    if config.getoption("--full"):
-        items[:] = [item for item in items if _is_fault(item)]
-    else:
-        long = [item for item in items if item.path.name in FAULTS and not item.get_closest_marker("short")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+    """Mark what is about faults, of the data or in the training, and leave out what is slow."""
     for item in items:
-        if _is_fault(item):
-            item.user_properties.append(("fault", item.originalname.removeprefix("test_").replace("_", " ")))
+        if "place" in item.fixturenames or item.path.name in FAULTS:
+            item.add_marker("fault")
+    if not config.getoption("--full"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Print what was tried, and what survived it."""
+def pytest_terminal_summary(terminalreporter, config):
+    """Print what was tried, what survived it, and what was left out."""
     table = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
-            fault = dict(report.user_properties).get("fault")
-            if fault and (report.when == "call" or outcome != "passed"):
+            if "fault" in report.keywords and (report.when == "call" or outcome != "passed"):
+                fault = report.location[2].split("[")[0].removeprefix("test_").replace("_", " ")
                 table.setdefault(fault, []).append(outcome)
     if table:
         terminalreporter.section("faults: tried / survived")
         for fault, outcomes in table.items():
             tried = len(outcomes) - outcomes.count("skipped")
             terminalreporter.line(f"{fault:75} {tried:4} {outcomes.count('passed'):4}")
+    slow = [item for item in terminalreporter.stats.get("deselected", []) if "slow" in item.keywords]
+    if slow and not config.getoption("--full"):
+        terminalreporter.section("left out")
+        terminalreporter.line(
+            f"{len(slow)} slow tests, and most of the bytes that others damage. All: make test-all"
+        )
 
 
 FIDELITY = pytest.StashKey[list[str]]()
@@ -103,7 +107,7 @@ def cifar10_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def notebook(stand_in_path, tmp_path_factory):
     """What the notebook defines, with a new network, up to its training. Don't train this one."""
-    return SimpleNamespace(**run_cells(stand_in_path, tmp_path_factory.mktemp("checkpoints")))
+    return SimpleNamespace(**run_cells(stand_in_path, tmp_path_factory.mktemp("checkpoints"), NO_PICTURES))
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def new_notebook(stand_in_path, tmp_path):
     """A function that runs the notebook up to its training, with a network of its own."""
 
     def run(save_dir=tmp_path / "checkpoints", data_path=stand_in_path, replace=None):
-        return SimpleNamespace(**run_cells(data_path, save_dir, replace))
+        return SimpleNamespace(**run_cells(data_path, save_dir, NO_PICTURES | (replace or {})))
 
     return run
 

@@ -12,30 +12,33 @@ import tensorflow as tf
 from tools.notebook import NOTEBOOK, ROOT, settings
 
 
+def run_replicas(case, stand_in_path, folder):
+    command = [sys.executable, "-m", "tests.replicas", stand_in_path, folder, case]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.rsplit("RESULT ", 1)[1]) | {"folder": folder}
+
+
 @pytest.fixture(scope="module")
 def replicas(stand_in_path, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas")
-    results = {"folder": folder}
-    for case in ("plain", "normalized"):
-        command = [sys.executable, "-m", "tests.replicas", stand_in_path, folder, case]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        results |= json.loads(result.stdout.rsplit("RESULT ", 1)[1])
-    return results
+    return run_replicas("normalized", stand_in_path, tmp_path_factory.mktemp("replicas"))
 
 
-def test_two_devices_train_like_one_without_batch_normalization(replicas):
+def test_two_devices_train_like_one_without_batch_normalization(stand_in_path, tmp_path):
     """The same 64 images with the same distortions give the same losses but for rounding."""
-    assert len(replicas["one"]) == 4
-    np.testing.assert_allclose(replicas["two"], replicas["one"], rtol=1e-4)
+    plain = run_replicas("plain", stand_in_path, tmp_path)
+    assert len(plain["one"]) == 4
+    np.testing.assert_allclose(plain["two"], plain["one"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batch_normalization_takes_the_statistics_of_each_part(replicas):
     """The one difference: each device normalizes its part of the batch by the part's own statistics."""
     assert len(replicas["halves"]) == 4
     np.testing.assert_allclose(replicas["mirrored"], replicas["halves"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_two_devices_opens_on_one(replicas):
     assert replicas["step on one"] == 20
     assert replicas["difference on one"] < 1e-6
@@ -47,6 +50,7 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_by_the_exported_notebook(stand_in_path, tmp_path, replicas):
     """The notebook as a script, with one line changed, run twice by two workers."""
     command = [sys.executable, "-m", "nbconvert", "--to", "python", str(NOTEBOOK)]
@@ -80,21 +84,22 @@ def test_two_processes_by_the_exported_notebook(stand_in_path, tmp_path, replica
         assert all(("Restored checkpoint" in output) == (end == 10) for output in outputs)
     assert not list(tmp_path.glob("checkpoints/changed-*"))
 
-    # The weights are those of two devices in one process but for rounding.
+    # They compute what two devices in one process do, but for rounding: the same losses, and the same
+    # gradients, whose averages Adam keeps. The weights themselves aren't compared, because a step of Adam is
+    # up to 1e-4 whatever the size of the gradient, so rounding decides where one is near zero.
     paths = tmp_path / "checkpoints" / "cifar10_cnn-10", replicas["folder"] / "mirrored" / "cifar10_cnn-10"
     workers, devices = (tf.train.load_checkpoint(str(path)) for path in paths)
-    assert workers.get_tensor("global_step/.ATTRIBUTES/VARIABLE_VALUE") == 10
-    names = [name for name, dtype in workers.get_variable_to_dtype_map().items() if dtype == tf.float32]
-    assert len(names) == 13 + 2 * 11 + 1  # The network, Adam's moments and its learning rate.
-    # A step of Adam is 1e-4 whatever the size of the gradient, so rounding moves a weight whose gradient is
-    # near zero by whole steps. It moves few of them, so norms are compared. The bias below batch
-    # normalization is left out, with its moments: its gradient is nothing but rounding.
-    bias = {"optimizer/_trainable_variables/1", "optimizer/_variables/4", "optimizer/_variables/5"}
-    names = [name for name in names if name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE") not in bias]
-    assert len(names) == 13 + 2 * 11 + 1 - 3
-    for name in names:
+    ending = "/.ATTRIBUTES/VARIABLE_VALUE"
+    assert workers.get_tensor("global_step" + ending) == 10
+    curve = workers.get_tensor("learning_curve" + ending)
+    assert curve[:, 0].tolist() == [5, 10]
+    np.testing.assert_allclose(curve[:, 1], replicas["mirrored"][:2], rtol=1e-4)
+    # The bias below batch normalization is left out: its gradient is nothing but rounding.
+    for number in {*range(2, 2 + 2 * 11)} - {4, 5}:
+        name = f"optimizer/_variables/{number}{ending}"
         ours, theirs = workers.get_tensor(name), devices.get_tensor(name)
-        assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs), name
+        assert np.linalg.norm(theirs) > 0
+        assert np.linalg.norm(ours - theirs) <= 1e-2 * np.linalg.norm(theirs), name
 
 
 def test_no_python_and_no_transfer_in_the_loop(notebook):
@@ -120,6 +125,7 @@ def test_no_python_and_no_transfer_in_the_loop(notebook):
     assert function.structured_outputs.shape == []
 
 
+@pytest.mark.slow
 def test_python_only_starts_runs_of_iterations(new_notebook):
     """Between two lines of the status, a hundred iterations run without Python."""
     notebook = new_notebook(replace={"steps_per_run = 10": "steps_per_run = 100"})

@@ -1,6 +1,6 @@
 """What can go wrong in a night of training: killed, interrupted, damaged, full, changed, done twice.
 
-`make test` runs a short form of these tests, `make test-faults` all of it.
+`make test` leaves out the slow ones, and most of the damages; `make test-faults` runs all of it.
 """
 
 import os
@@ -84,7 +84,7 @@ def wait_for(text, process):
 # Killed.
 
 
-@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.short), *range(1, 21)])
+@pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 21))])
 def test_kill_while_training(number, start, new_notebook, uninterrupted, capsys):
     """Each at a random moment after its first save."""
     process = start()
@@ -99,6 +99,7 @@ def test_kill_while_training(number, start, new_notebook, uninterrupted, capsys)
     assert "set aside" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_kill_again_and_again(start, new_notebook, uninterrupted):
     """A run that is killed after each of its first saves, until it reaches the end."""
     for number in range(4):
@@ -115,7 +116,7 @@ def test_kill_again_and_again(start, new_notebook, uninterrupted):
 
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param(stage, marks=pytest.mark.short if stage == "data moved" else ()) for stage in STAGES],
+    [pytest.param(stage, marks=() if stage == "data moved" else pytest.mark.slow) for stage in STAGES],
 )
 def test_kill_while_saving(stage, start, new_notebook, uninterrupted, tmp_path, capsys):
     process = start(ITERATIONS, stage)
@@ -134,7 +135,8 @@ def test_kill_while_saving(stage, start, new_notebook, uninterrupted, tmp_path, 
     assert names == kept | aside | {"training.lock", "training.owner"}
 
 
-@pytest.mark.parametrize("steps_per_run", [1, pytest.param(7, marks=pytest.mark.short)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_per_run", [1, 7])
 def test_resume_after_any_number_of_iterations(steps_per_run, new_notebook, uninterrupted, tmp_path):
     change = OFTEN | {"steps_per_run = 10": f"steps_per_run = {steps_per_run}"}
     for number in (1, 12, ITERATIONS - 13):
@@ -150,7 +152,7 @@ def test_resume_after_any_number_of_iterations(steps_per_run, new_notebook, unin
 # Interrupted.
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.short), signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupt_while_training(number, start, new_notebook, uninterrupted, tmp_path):
     process = start(100_000)
     wait_for("Saved checkpoint.\n", process)
@@ -171,6 +173,7 @@ def test_interrupt_while_training(number, start, new_notebook, uninterrupted, tm
         assert state(resumed) == state(whole)
 
 
+@pytest.mark.slow
 def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
     """It saves a checkpoint and goes on to the results."""
     process = subprocess.Popen(
@@ -192,7 +195,6 @@ def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
     assert len(list((tmp_path / "checkpoints").glob("*.index"))) == 1
 
 
-@pytest.mark.short
 def test_second_interrupt_aborts(tmp_path):
     training = tiny(tmp_path)
     before = signal.default_int_handler
@@ -207,6 +209,7 @@ def test_second_interrupt_aborts(tmp_path):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_while_saving(number, new_notebook, uninterrupted, monkeypatch, tmp_path):
     write = tf.train.Checkpoint.write
@@ -226,6 +229,7 @@ def test_interrupt_while_saving(number, new_notebook, uninterrupted, monkeypatch
     assert state(resumed) == uninterrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_while_evaluating(number, new_notebook, uninterrupted):
     """During training it is as at any other time; outside it has its usual effect and harms nothing."""
@@ -326,12 +330,11 @@ def try_damages(damages, two_checkpoints, tmp_path, capsys, harmless=False):
 
 
 def few(numbers, request):
-    """All of the numbers in the full form, eight of them in the short one."""
+    """All of the numbers with --full, eight of them without."""
     numbers = list(numbers)
     return numbers if request.config.getoption("--full") else numbers[:: max(1, len(numbers) // 7)]
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("ending", [INDEX, DATA])
 def test_file_cut_short(ending, two_checkpoints, tmp_path, capsys, request):
     size = (two_checkpoints / f"cifar10_cnn-2{ending}").stat().st_size
@@ -339,7 +342,6 @@ def test_file_cut_short(ending, two_checkpoints, tmp_path, capsys, request):
     try_damages(damages, two_checkpoints, tmp_path, capsys)
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("ending", [INDEX, DATA])
 def test_flipped_bit(ending, two_checkpoints, tmp_path, capsys, request):
     size = (two_checkpoints / f"cifar10_cnn-2{ending}").stat().st_size
@@ -354,7 +356,6 @@ def test_flipped_bit(ending, two_checkpoints, tmp_path, capsys, request):
     try_damages(damages, two_checkpoints, tmp_path, capsys, harmless=True)
 
 
-@pytest.mark.short
 @pytest.mark.parametrize(
     "damage",
     [
@@ -375,7 +376,6 @@ def test_file_zeroed_missing_or_garbage(damage, two_checkpoints, tmp_path, capsy
     try_damages([damage], two_checkpoints, tmp_path, capsys)
 
 
-@pytest.mark.short
 def test_damaged_checkpoint_of_the_notebook(new_notebook, uninterrupted, tmp_path, capsys):
     new_notebook(replace=OFTEN).optimize(20)
     with open(tmp_path / "checkpoints" / f"cifar10_cnn-20{DATA}", "r+b") as file:
@@ -390,7 +390,6 @@ def test_damaged_checkpoint_of_the_notebook(new_notebook, uninterrupted, tmp_pat
     assert state(resumed) == uninterrupted
 
 
-@pytest.mark.short
 def test_none_is_whole(two_checkpoints, tmp_path):
     path = tmp_path / "checkpoints"
     shutil.copytree(two_checkpoints, path)
@@ -407,7 +406,6 @@ def test_none_is_whole(two_checkpoints, tmp_path):
         tiny(path)
 
 
-@pytest.mark.short
 def test_names_of_damaged_files_are_never_used_twice(two_checkpoints, tmp_path, capsys):
     path = tmp_path / "checkpoints"
     for _ in range(3):
@@ -417,7 +415,6 @@ def test_names_of_damaged_files_are_never_used_twice(two_checkpoints, tmp_path, 
     assert sum(".damaged-" in name for name in os.listdir(path)) == 6
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
 def test_state_file_makes_no_difference(content, two_checkpoints, tmp_path):
     path = tmp_path / "checkpoints"
@@ -427,7 +424,6 @@ def test_state_file_makes_no_difference(content, two_checkpoints, tmp_path):
     assert tiny(path).global_step == 2
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("name", ["[1] ünï", "a*b?", "with space", "{x}"])
 def test_folder_with_a_difficult_name(name, tmp_path, monkeypatch):
     for path in (tmp_path / name, Path(name)):  # Absolute and relative.
@@ -441,7 +437,6 @@ def test_folder_with_a_difficult_name(name, tmp_path, monkeypatch):
         shutil.rmtree(path)
 
 
-@pytest.mark.short
 def test_empty_or_missing_folder(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing"):
@@ -450,7 +445,6 @@ def test_empty_or_missing_folder(tmp_path, capsys):
     assert not (tmp_path / "missing").exists()
 
 
-@pytest.mark.short
 def test_files_of_the_user_are_left_alone(tmp_path):
     names = ["cifar10_cnn-1.index.bak", "cifar10_cnn-1-copy.index", "notes.txt", "unfinished.txt"]
     (tmp_path / "mine").mkdir()
@@ -464,7 +458,6 @@ def test_files_of_the_user_are_left_alone(tmp_path):
     assert all((tmp_path / "mine" / name).read_text() == "mine" for name in names)
 
 
-@pytest.mark.short
 def test_each_50000th_is_kept(tmp_path):
     training = tiny(tmp_path / "checkpoints")
     numbers = [49_000, 50_000, 51_000, 99_000, 100_000, 101_000, 102_000, 103_000, 104_000, 105_000]
@@ -475,7 +468,6 @@ def test_each_50000th_is_kept(tmp_path):
     assert kept == {50_000, 100_000, *numbers[-5:]}
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("name", ["weights", SETTINGS])
 def test_checkpoint_of_another_program(name, tmp_path, capsys):
     """It is kept, whatever its number; even when it has settings, of which nobody knows what they are."""
@@ -542,10 +534,8 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("change", "lines"),
-    [pytest.param(*c, marks=pytest.mark.short if i < 3 else ()) for i, c in enumerate(CHANGES)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "lines"), CHANGES)
 def test_changed_training_is_noticed_named_and_kept_apart(change, lines, new_notebook, tmp_path, capsys):
     new_notebook().optimize(2)
     folder = tmp_path / "checkpoints"
@@ -568,7 +558,7 @@ def test_changed_training_is_noticed_named_and_kept_apart(change, lines, new_not
 FUNCTIONAL = "(main := main_network()) and keras.Model(main.inputs, {})"
 
 
-@pytest.mark.short
+@pytest.mark.slow
 def test_network_of_connected_layers(new_notebook, capsys):
     """Keras numbers its layers on when it is made again; that makes no difference, their order does."""
     same = {"network = main_network()": "network = " + FUNCTIONAL.format("main.outputs[0]")}
@@ -582,7 +572,7 @@ def test_network_of_connected_layers(new_notebook, capsys):
     assert "are of another training" in capsys.readouterr().out
 
 
-@pytest.mark.short
+@pytest.mark.slow
 def test_comments_and_names_make_no_difference(new_notebook):
     new_notebook().optimize(1)
     same = {
@@ -592,7 +582,6 @@ def test_comments_and_names_make_no_difference(new_notebook):
     assert new_notebook(replace=same).global_step == 1
 
 
-@pytest.mark.short
 def test_entries_that_only_one_version_of_keras_has_make_no_difference(tmp_path):
     training = tiny(tmp_path)
     identity = training.saver._identity
@@ -607,7 +596,6 @@ def test_entries_that_only_one_version_of_keras_has_make_no_difference(tmp_path)
 # Full disk, folder that can't be written.
 
 
-@pytest.mark.short
 def test_file_size_limit_while_saving(new_notebook, uninterrupted, tmp_path, capsys):
     """The disk is full during some saves. Training goes on, and so does saving later."""
     notebook = new_notebook(replace=OFTEN)
@@ -636,7 +624,7 @@ def test_file_size_limit_while_saving(new_notebook, uninterrupted, tmp_path, cap
     assert state(notebook) == uninterrupted
 
 
-@pytest.mark.short
+@pytest.mark.slow
 def test_full_disk_while_saving(small_disk, new_notebook, capsys):
     folder = small_disk("32m") / "checkpoints"  # Holds three of them.
     notebook = new_notebook(save_dir=folder, replace=OFTEN)
@@ -649,7 +637,6 @@ def test_full_disk_while_saving(small_disk, new_notebook, capsys):
     assert new_notebook(save_dir=folder, replace=OFTEN).global_step == 30
 
 
-@pytest.mark.short
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("mine")
     training = tiny(tmp_path / "file" / "checkpoints")
@@ -660,7 +647,6 @@ def test_folder_that_cannot_be_made(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.short
 def test_read_only_folder_can_be_looked_at(two_checkpoints, small_disk, capsys):
     disk = small_disk("1m")
     shutil.copytree(two_checkpoints, disk / "checkpoints")
@@ -678,7 +664,6 @@ def test_read_only_folder_can_be_looked_at(two_checkpoints, small_disk, capsys):
 # Done twice.
 
 
-@pytest.mark.short
 def test_two_processes_in_one_folder(start, new_notebook, tmp_path):
     process = start(100_000)
     for line in process.stdout:
@@ -698,7 +683,6 @@ def test_two_processes_in_one_folder(start, new_notebook, tmp_path):
         second.optimize(1)
 
 
-@pytest.mark.short
 def test_only_the_chief_writes(tmp_path):
     training = tiny(tmp_path / "checkpoints")
     training.saver._is_chief = False
@@ -708,13 +692,11 @@ def test_only_the_chief_writes(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-@pytest.mark.short
 def test_endings_are_those_of_tensorflow(two_checkpoints):
     names = {f"cifar10_cnn-{n}{e}" for n in (1, 2) for e in (saver_module._INDEX, saver_module._DATA)}
     assert set(os.listdir(two_checkpoints)) == names
 
 
-@pytest.mark.short
 def test_curve_is_a_plain_array_in_the_checkpoint(new_notebook, tmp_path):
     """Others can read it without this project."""
     new_notebook(replace=OFTEN).optimize(10)

@@ -12,33 +12,34 @@ import tensorflow as tf
 from scipy import stats
 from scipy.special import softmax
 
-from tests.conftest import SHARED, needs_cifar10, needs_original
+from tests.conftest import NO_PICTURES, SHARED, needs_cifar10, needs_original
 from tests.test_notebook import forward
+from tools.notebook import run_cells
 
 ORIGINAL = SHARED / "original"
 CHECKPOINT = ORIGINAL / "cifar10_cnn-1000"
 pytestmark = [needs_original, needs_cifar10]
 
 
-@pytest.fixture
-def open_original(new_notebook, cifar10_path, tmp_path):
-    """A function that runs the notebook with a copy of an original checkpoint in its folder."""
-    folder = tmp_path / "checkpoints"
+@pytest.fixture(scope="module")
+def open_original(cifar10_path, tmp_path_factory):
+    """A function that runs the notebook with a copy of an original checkpoint in a new folder."""
 
     def run(path, step, replace=None):
-        folder.mkdir()
+        folder = tmp_path_factory.mktemp("original")
         for ending in (".index", ".data-00000-of-00001"):
             shutil.copy(f"{path}{ending}", folder / f"cifar10_cnn-{step}{ending}")
         before = {file: file.read_bytes() for file in folder.iterdir()}
-        notebook = new_notebook(folder, cifar10_path, replace)
+        notebook = SimpleNamespace(**run_cells(cifar10_path, folder, NO_PICTURES | (replace or {})))
         assert {file: file.read_bytes() for file in before} == before
         return notebook
 
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def restored(open_original):
+    """The notebook with the original weights. Don't train this one."""
     return open_original(CHECKPOINT, 1000)
 
 
@@ -95,6 +96,7 @@ def test_outputs_with_the_original_weights(restored, fidelity):
     fidelity("softmax outputs of 256 test images, same weights", "", "", f"at most {largest:.0e}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 12_000, 150_000])
 def test_outputs_of_checkpoints_of_other_steps(step, open_original, tmp_path):
     """Compared with NumPy in float64, which takes the weights right from the file."""
@@ -117,7 +119,9 @@ def test_outputs_of_checkpoints_of_other_steps(step, open_original, tmp_path):
     np.testing.assert_allclose(restored.y_pred(images), softmax(logits, axis=1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("step", [1, 1000, 12_000, 150_000])
+@pytest.mark.parametrize(
+    "step", [1000, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 12_000, 150_000))]
+)
 def test_training_goes_on_from_the_original_moments(step, open_original, tmp_path, fidelity):
     """Adam's next update equals NumPy's, in float64 from the moments in the checkpoint."""
     path, values = CHECKPOINT, original_values()
@@ -153,6 +157,7 @@ def test_training_goes_on_from_the_original_moments(step, open_original, tmp_pat
         fidelity("Adam's update 1,001, same moments", "float64", "float32", f"at most {largest:.0e}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "left_out", ["network/layer_fc1/bias", "network/layer_conv2/weights/Adam_1", "global_step"]
 )
@@ -169,6 +174,7 @@ def test_an_incomplete_checkpoint_is_refused(open_original, new_notebook, tmp_pa
     assert notebook.global_step == 0
 
 
+@pytest.mark.slow
 def test_a_changed_network_refuses_the_checkpoint(open_original, capsys):
     change = {'Dense(256, activation="relu"': 'Dense(200, activation="relu"'}
     assert open_original(CHECKPOINT, 1000, change).global_step == 0

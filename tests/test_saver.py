@@ -210,7 +210,6 @@ OTHER = {"random_seed = 1": "random_seed = 2"}  # Another training.
 # 1. Another folder without a restart.
 
 
-@pytest.mark.short
 def test_1_another_folder_without_a_restart(tmp_path):
     kernel = Kernel(tmp_path / "one")
     kernel.train(3)
@@ -228,7 +227,6 @@ def test_1_another_folder_without_a_restart(tmp_path):
     assert numbers(tmp_path / "two") == [3, 4] and numbers(tmp_path / "one") == [1, 2, 3]
 
 
-@pytest.mark.short
 def test_1_changed_without_a_restart(tmp_path):
     """The folder changed-1 is another folder too. The cell of `global_step` needn't be run again."""
     kernel = Kernel(tmp_path)
@@ -248,7 +246,6 @@ def test_1_changed_without_a_restart(tmp_path):
 WIDER = {"Dense(3,": "Dense(4,"}
 
 
-@pytest.mark.short
 @pytest.mark.parametrize(
     ("cells", "changes"),
     [
@@ -272,7 +269,6 @@ def test_2_objects_made_again(cells, changes, tmp_path):
     assert files(tmp_path) == kept
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("cells", [["global_step"], ["network", "optimizer"]])
 def test_2_a_compiled_function_trains_the_old_objects(cells, tmp_path):
     """The saver saves the new ones, but `train_steps` was compiled with the old ones."""
@@ -285,7 +281,6 @@ def test_2_a_compiled_function_trains_the_old_objects(cells, tmp_path):
     assert files(tmp_path) == kept
 
 
-@pytest.mark.short
 def test_2_harmless_cells_run_again(tmp_path):
     """Nobody is bothered, and all goes on to the bit."""
     whole = Kernel(tmp_path / "whole")
@@ -343,7 +338,6 @@ CHANGES = {
 }
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("name", CHANGES)
 def test_3_and_4_changes_in_a_new_kernel(name, tmp_path, capsys):
     """They are named and kept apart, and each goes on from its own, whoever trained last."""
@@ -364,7 +358,6 @@ def test_3_and_4_changes_in_a_new_kernel(name, tmp_path, capsys):
     assert numbers(tmp_path) == numbers(tmp_path / "changed-1") == [5, 6, 7, 8, 9]
 
 
-@pytest.mark.short
 @pytest.mark.parametrize(
     "name", set(CHANGES) - {"activation", "class of a layer", "layer of Keras", "learning rate", "precision"}
 )
@@ -390,7 +383,6 @@ def test_3_and_4_changes_in_the_same_kernel(name, tmp_path):
     assert kernel.train(1) == [True] and numbers(tmp_path) == [1, 2, 3]
 
 
-@pytest.mark.short
 def test_4_comments_layout_and_names_make_no_difference(tmp_path):
     Kernel(tmp_path).train(2)
     same = {
@@ -407,7 +399,6 @@ def test_4_comments_layout_and_names_make_no_difference(tmp_path):
 # 5. Checkpoints of the version before this one.
 
 
-@pytest.mark.short
 def test_5_settings_that_were_added_later(tmp_path):
     """An older version recorded less. Its checkpoint opens, and the next one has this run's own identity."""
     Kernel(tmp_path).train(1)
@@ -435,7 +426,6 @@ def test_5_settings_that_were_added_later(tmp_path):
 # 6. Other checkpoints in the folder.
 
 
-@pytest.mark.short
 def test_6_a_newer_checkpoint_of_another_training(tmp_path, capsys):
     """As when a newer version of this project comes with another network: one's own goes on beside it."""
     Kernel(tmp_path).train(3)
@@ -455,7 +445,6 @@ def test_6_a_newer_checkpoint_of_another_training(tmp_path, capsys):
     assert Kernel(tmp_path, OTHER).global_step == 5
 
 
-@pytest.mark.short
 def test_6_a_gap_between_the_folders(tmp_path):
     for n, seed in enumerate((1, 2, 3), 1):
         Kernel(tmp_path, {"random_seed = 1": f"random_seed = {seed}"}).train(n)
@@ -466,7 +455,6 @@ def test_6_a_gap_between_the_folders(tmp_path):
     assert numbers(tmp_path / "changed-1") == [1] and numbers(tmp_path / "changed-2") == [1, 2, 3]
 
 
-@pytest.mark.short
 def test_6_a_checkpoint_is_never_overwritten(tmp_path, capsys):
     """It was put there while the training was under way."""
     Kernel(tmp_path / "other", OTHER).train(2)
@@ -482,7 +470,6 @@ def test_6_a_checkpoint_is_never_overwritten(tmp_path, capsys):
         kernel.run("restore")
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("number", [1, 9])
 def test_6_a_renamed_checkpoint_is_not_its_number(number, tmp_path, capsys):
     Kernel(tmp_path).train(5)
@@ -516,7 +503,6 @@ NETWORKS = {
 }
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("name", NETWORKS)
 def test_7_changed_networks_resume_to_the_bit(name, tmp_path):
     whole = Kernel(tmp_path / "whole", NETWORKS[name])
@@ -528,7 +514,6 @@ def test_7_changed_networks_resume_to_the_bit(name, tmp_path):
     assert numbers(tmp_path / "parts") == [4, 5, 6, 7, 8]
 
 
-@pytest.mark.short
 def test_8_two_lambdas_in_a_line(tmp_path, capsys):
     """They are told apart by their source, whatever file the kernel has for it."""
     two = "    keras.layers.Lambda(lambda x: x + 1.0), keras.layers.Lambda(lambda x: x {} 2.0),\n    Dense(1"
@@ -547,7 +532,6 @@ def test_8_two_lambdas_in_a_line(tmp_path, capsys):
 # 9. What else is in the folder.
 
 
-@pytest.mark.short
 def test_9_others_with_lower_numbers_are_kept(tmp_path):
     """Those of another run, of the original program, of another one, damaged ones and half ones."""
     kernel = Kernel(tmp_path)
@@ -596,7 +580,6 @@ def readable(folder):
             path.chmod(path.stat().st_mode | 0o055)
 
 
-@pytest.mark.short
 @pytest.mark.parametrize("ending", [INDEX, DATA])
 def test_10_a_file_that_cannot_be_read(ending, tmp_path, as_user):
     """It isn't damaged. It is named, and nothing is changed."""
@@ -613,7 +596,6 @@ def test_10_a_file_that_cannot_be_read(ending, tmp_path, as_user):
     assert kernel.state() == state and files(tmp_path) == kept
 
 
-@pytest.mark.short
 def test_10_files_that_cannot_be_deleted(tmp_path, as_user, capsys):
     """As in a folder where each may only delete what is his own. It is said once, and all is saved."""
     if os.geteuid():
@@ -639,7 +621,6 @@ def test_10_files_that_cannot_be_deleted(tmp_path, as_user, capsys):
     assert numbers(folder) == [5, 6, 7, 8, 9]
 
 
-@pytest.mark.short
 def test_10_a_look_while_another_kernel_saves(tmp_path):
     """Between its two renames the newest checkpoint looks damaged."""
     Kernel(tmp_path).train(3)
@@ -660,7 +641,6 @@ def test_10_a_look_while_another_kernel_saves(tmp_path):
 # 11. The learning rate by hand.
 
 
-@pytest.mark.short
 def test_11_learning_rate_set_by_hand(tmp_path, capsys):
     kernel = Kernel(tmp_path)
     kernel.train(1)
@@ -684,7 +664,6 @@ def test_11_learning_rate_set_by_hand(tmp_path, capsys):
 # 12. Folders.
 
 
-@pytest.mark.short
 def test_12_changing_the_directory(tmp_path, monkeypatch):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
@@ -696,7 +675,6 @@ def test_12_changing_the_directory(tmp_path, monkeypatch):
     assert (tmp_path / "here" / "checkpoints" / "training.lock").exists()
 
 
-@pytest.mark.short
 def test_12_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -709,7 +687,6 @@ def test_12_home(tmp_path, monkeypatch):
 # 13. Interrupts.
 
 
-@pytest.mark.short
 @pytest.mark.parametrize(
     "signals",
     [
@@ -739,7 +716,6 @@ def test_13_interrupts_that_break_nothing_off(signals, when, tmp_path, monkeypat
     assert Kernel(tmp_path).global_step == 1
 
 
-@pytest.mark.short
 def test_13_breaking_off_waits_for_the_save(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(signal, "default_int_handler", signal.default_int_handler)
     kernel = Kernel(tmp_path)
@@ -762,7 +738,6 @@ def test_13_breaking_off_waits_for_the_save(tmp_path, monkeypatch, capsys):
 # 14. Iterations that aren't saved.
 
 
-@pytest.mark.short
 def test_14_unsaved_iterations_are_not_lost(tmp_path, monkeypatch):
     kernel = Kernel(tmp_path)
     kernel.train(2)
@@ -779,7 +754,6 @@ def test_14_unsaved_iterations_are_not_lost(tmp_path, monkeypatch):
     assert kernel.state() == state
 
 
-@pytest.mark.short
 def test_14_broken_off(tmp_path):
     kernel = Kernel(tmp_path)
     with pytest.raises(KeyboardInterrupt), kernel.saver.training():
@@ -797,7 +771,6 @@ def test_14_broken_off(tmp_path):
 # 15. The saver's cell alone.
 
 
-@pytest.mark.short
 def test_15_training_before_restoring(tmp_path):
     kernel = Kernel(tmp_path, until="saver")
     kernel.run("train_steps", "train")
@@ -813,7 +786,6 @@ def test_15_training_before_restoring(tmp_path):
 # 16. Power.
 
 
-@pytest.mark.short
 def test_16_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     """A file before it gets its name, and the names before an older checkpoint goes."""
     kernel = Kernel(tmp_path)
@@ -892,7 +864,6 @@ def workers():
         process.wait()
 
 
-@pytest.mark.short
 def test_17_processes_that_restored_different_iterations(workers, tmp_path):
     Kernel(tmp_path / "one").train(2)
     kept = files(tmp_path)
@@ -902,6 +873,7 @@ def test_17_processes_that_restored_different_iterations(workers, tmp_path):
     assert files(tmp_path) == kept
 
 
+@pytest.mark.slow
 def test_17_a_folder_in_use(workers, tmp_path):
     """Only the first process knows, but none waits for ever."""
     kernel = Kernel(tmp_path)
@@ -911,7 +883,7 @@ def test_17_a_folder_in_use(workers, tmp_path):
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.short)])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_17_one_of_the_processes_is_stopped(number, workers, tmp_path):
     """Both stop after the same iteration, with one checkpoint by the first."""
     processes = workers([tmp_path, tmp_path], 100_000)
@@ -941,7 +913,6 @@ def original(kernel, step):
     return values | {"network/cross_entropy/Mean_average": np.float32(1)}
 
 
-@pytest.mark.short
 def test_18_a_checkpoint_of_2016(tmp_path, capsys):
     """It opens, trains on, resumes to the bit, and its files stay."""
     write(tmp_path / "cifar10_cnn-7", values := original(Kernel(tmp_path / "none"), 7))
@@ -973,7 +944,6 @@ def test_18_a_checkpoint_of_2016(tmp_path, capsys):
     assert [row[0] for row in resumed.learning_curve.numpy()] == list(range(8, 16))
 
 
-@pytest.mark.short
 def test_18_the_newer_one_counts_and_neither_deletes_the_other(tmp_path):
     Kernel(tmp_path).train(3)
     write(tmp_path / "cifar10_cnn-2", original(Kernel(tmp_path / "none"), 2))
@@ -988,7 +958,6 @@ def test_18_the_newer_one_counts_and_neither_deletes_the_other(tmp_path):
     assert numbers(tmp_path) == [1, 2, 3, 7, 11, 12, 13, 14, 15]
 
 
-@pytest.mark.short
 def test_18_in_the_place_of_ones_own(tmp_path):
     """With the same number: its files are there, and the curve of one's own isn't its."""
     Kernel(tmp_path).train(3)
@@ -997,7 +966,6 @@ def test_18_in_the_place_of_ones_own(tmp_path):
     assert kernel.global_step == 3 and len(kernel.learning_curve.numpy()) == 0
 
 
-@pytest.mark.short
 @pytest.mark.parametrize(
     "changes",
     [WIDER, {"keras.optimizers.Adam(learning_rate=0.01)": "keras.optimizers.SGD(0.01)"},

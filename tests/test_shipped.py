@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import softmax
 
-from tests.conftest import needs_cifar10
+from tests.conftest import NO_PICTURES, needs_cifar10
 from tests.test_notebook import forward
 from tools.better_networks import LADDER
 from tools.exercises import CHANGES
@@ -45,7 +45,8 @@ def folder(tmp_path):
 @pytest.fixture(scope="module")
 def shipped(stand_in_path, tmp_path_factory):
     """The notebook with the shipped network, and with the images of the stand-in set. Don't train it."""
-    return SimpleNamespace(**run_cells(stand_in_path, copy_checkpoint(tmp_path_factory.mktemp("shipped"))))
+    folder = copy_checkpoint(tmp_path_factory.mktemp("shipped"))
+    return SimpleNamespace(**run_cells(stand_in_path, folder, NO_PICTURES))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_learning_curve(curve):
 
 def test_training_on_leaves_it_as_it_is(stand_in_path, folder):
     before = [(folder / name).read_bytes() for name in FILES]
-    notebook = run_cells(stand_in_path, folder)
+    notebook = run_cells(stand_in_path, folder, NO_PICTURES)
     for _ in range(7):  # More than the number of checkpoints that are kept.
         notebook["optimize"](1)
     assert notebook["global_step"] == STEP + 7
@@ -117,7 +118,7 @@ def test_training_on_leaves_it_as_it_is(stand_in_path, folder):
 
 @needs_cifar10
 def test_accuracy(folder, cifar10_path, curve):
-    notebook = run_cells(cifar10_path, folder)
+    notebook = run_cells(cifar10_path, folder, NO_PICTURES)
     correct, _ = notebook["predict_cls_test"]()
     assert correct.mean() >= 0.79
     # Rounding may decide an image or two differently on another processor.
@@ -133,6 +134,7 @@ def same_machine():
     return (tf.__version__, processor, os.cpu_count()) == (TENSORFLOW, PROCESSOR, CORES)
 
 
+@pytest.mark.slow
 @needs_cifar10
 def test_training_from_scratch_repeats_the_curve(new_notebook, cifar10_path, curve):
     """To the last bit on the same kind of machine, and at first within rounding elsewhere.

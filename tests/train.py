@@ -13,10 +13,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tests.conftest import NO_PICTURES
 from tools.notebook import run_cells
 
 # Changes of the notebook: it saves and records every 5 iterations.
-OFTEN = {
+OFTEN = NO_PICTURES | {
     "steps_per_run = 10": "steps_per_run = 5",
     "if (i_global % 100 == 0) or": "if (i_global % 5 == 0) or",
     "    if step % 100 == 0:": "    if step % 5 == 0:",
