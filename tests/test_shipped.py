@@ -25,8 +25,9 @@ FILES = [f"cifar10_cnn-{STEP}.data-00000-of-00001", f"cifar10_cnn-{STEP}.index"]
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# With this version and this kind of machine the network was trained.
-TENSORFLOW, PROCESSOR, CORES = "2.21.0", ("AuthenticAMD", "25", "17"), 2
+# With this version, on the second of these kinds of processors, the network was trained. The first one
+# (Zen 4) gave the same bits as that (Zen 5).
+TENSORFLOW, PROCESSORS, CORES = "2.21.0", [("AuthenticAMD", "25", "17"), ("AuthenticAMD", "26", "2")], 2
 
 
 def copy_checkpoint(folder):
@@ -131,24 +132,20 @@ def same_machine():
     text = info.read_text() if info.exists() else ""
     found = [re.search(rf"^{key}\s*: (.*)$", text, re.M) for key in ("vendor_id", "cpu family", "model")]
     processor = tuple(match and match[1] for match in found)
-    return (tf.__version__, processor, os.cpu_count()) == (TENSORFLOW, PROCESSOR, CORES)
+    return (tf.__version__, os.cpu_count()) == (TENSORFLOW, CORES) and processor in PROCESSORS
 
 
 @pytest.mark.slow
 @needs_cifar10
 def test_training_from_scratch_repeats_the_curve(new_notebook, cifar10_path, curve):
-    """To the last bit on the same kind of machine, and at first within rounding elsewhere.
-
-    The shipped network was trained when the gradients of the biases were rounded differently, so the bits
-    are compared with the beginning of a longer training of the notebook as it is now.
-    """
+    """To the last bit on the same kind of machine, and at first within rounding elsewhere."""
     notebook = new_notebook(data_path=cifar10_path)
     notebook.optimize(1000)
-    ours = notebook.learning_curve.numpy()[:, [0, 1, 2, 4]]  # Not the seconds.
+    # Not the seconds.
+    ours, theirs = (c[:10, [0, 1, 2, 4]] for c in (notebook.learning_curve.numpy(), curve))
     if same_machine():
-        expected = np.genfromtxt(ROOT / "tests" / "first_iterations.csv", delimiter=",", names=True)
-        np.testing.assert_array_equal(ours, expected.tolist())
-    np.testing.assert_allclose(ours[0, 1], curve[0, 1], rtol=1e-2)
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(ours[0, 1], theirs[0, 1], rtol=1e-2)
     # The original reached 46.5 %, eight seeds of the port 45.2 +- 1.3 %.
     assert 0.43 < ours[-1, -1] < 0.50
 
@@ -191,7 +188,7 @@ def test_confusions_in_the_text():
     matrix, names = confusion_matrix()
     assert matrix.shape == (10, 10) and (matrix.sum(axis=1) == 1000).all()
     text = text_before("print_test_accuracy(")
-    told = re.findall(r"(\d+) of the 1,000 (\w+?)s? are taken for (\w+?)s", text)
+    told = re.findall(r"(\d+) of the 1,000 (\w+?)s? are taken for (\w+?)s?\b", text)
     for number, true, predicted in told:
         assert matrix[names.index(true), names.index(predicted)] == int(number)
     errors = np.sort(matrix[~np.eye(10, dtype=bool)])
