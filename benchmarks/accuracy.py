@@ -7,7 +7,8 @@
 The names are those of `tools.exercises`. Each is trained from the start, up to `last_iteration` when the
 changed notebook has one and for 10,000 iterations otherwise; its accuracies go into
 benchmarks/accuracy.csv. Nothing else should run on the machine when the minutes are to be true. When it
-is interrupted, or killed, the same command goes on from its checkpoints in build/accuracy/.
+is interrupted, or killed, the same command goes on from its checkpoints in build/accuracy/. They stay
+there; delete that folder to train anew.
 """
 
 import argparse
