@@ -18,6 +18,14 @@ CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
 CODE = [cell for cell in CELLS if cell.cell_type == "code"]
 
 
+def test_versions_are_those_of_the_requirements():
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    code = "\n".join(cell.source for cell in CODE)
+    for package, module in (("tensorflow", "tf"), ("keras", "keras")):
+        [oldest] = re.findall(rf"^{package}>=([\d.]+),", text, re.M)
+        assert f'assert Version({module}.__version__) >= Version("{oldest}")' in code
+
+
 def test_schema_and_size():
     nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
     assert NOTEBOOK.stat().st_size < 2_000_000
