@@ -21,19 +21,15 @@ import difflib
 import dis
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import linecache
-import math
 import os
 import re
 import shutil
 import signal
 import socket
-import threading
 import types
-import uuid
 import warnings
 from pathlib import Path
 
@@ -47,18 +43,17 @@ MAX_TO_KEEP = 5
 KEEP_EVERY = 50_000
 
 _INDEX, _DATA = ".index", ".data-00000-of-00001"
-_FILE = re.compile(rf"(cifar10_cnn-\d+)({re.escape(_INDEX)}|{re.escape(_DATA)})")
-_ANY_FILE = re.compile(r"cifar10_cnn-\d+\..*")
-_DELETED = re.compile(rf"(cifar10_cnn-\d+){re.escape(_INDEX)}\.deleted")
-_CHANGED = re.compile(r"changed-\d+")
-# What TensorFlow raises for files that are cut short, altered or missing.
-_DAMAGE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)
+_FILE = r"cifar10_cnn-\d+(\.index|\.data-00000-of-00001)"
+_ANY_FILE = r"cifar10_cnn-\d+\..*"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SOURCE = "source of "
 _AT_RANDOM = "random weights"
+# What TensorFlow raises for files that are cut short, altered or missing.
+_DAMAGE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)
 
 # The Saver that was used last knows what the memory of this process holds.
 _last = None
+_print_once = functools.cache(print)
 
 
 class CheckpointError(RuntimeError):
@@ -77,24 +72,22 @@ class Saver:
     """
 
     def __init__(self, *, network, optimizer, global_step, train_step, **variables):
-        global _last
         if not optimizer.built:  # Else its variables would be restored too late.
             optimizer.build(network.trainable_variables)
         objects = {"network": network, "optimizer": optimizer, "global_step": global_step, **variables}
         same = {name for name, part in objects.items() if _last and _last._objects.get(name) is part}
         if same == objects.keys():  # Its cell was run again.
-            vars(self).update(vars(_last))
-            self._train_step, _last = train_step, self
-            return
-        self._network, self._optimizer, self._global_step = network, optimizer, global_step
-        self._train_step, self._variables, self._objects = train_step, variables, objects
-        # The rate the optimizer was made with. One that is set by hand is saved like the weights.
-        self._rate = _last._rate if "optimizer" in same else optimizer.get_config().get("learning_rate")
-        self._saved = _last._saved if "global_step" in same else (0, 0)
-        self._is_trained = bool(same) and _last._global_step.numpy() > 0
-        self._is_chief = tf.distribute.get_strategy().extended.should_checkpoint
-        self._interrupts = _Interrupts()
-        self._folder = None
+            self.__dict__ = vars(_last)
+        else:
+            self._network, self._optimizer, self._global_step = network, optimizer, global_step
+            self._objects, self._folder = objects, None
+            # The rate the optimizer was made with. One that is set by hand is saved like the weights.
+            self._rate = _last._rate if "optimizer" in same else _learning_rate(optimizer)
+            self._saved = _last._saved if "global_step" in same else (0, 0)
+            self._is_trained = bool(same) and _last._progress()[0] > 0
+            self._is_chief = tf.distribute.get_strategy().extended.should_checkpoint
+            self._interrupts = _Interrupts()
+        self._train_step = train_step
 
     def restore(self, save_dir):
         """Restore the newest whole checkpoint of this training run in a folder.
@@ -118,27 +111,24 @@ class Saver:
                 "restart the kernel, which gives them up."
             )
         base, identity = Path(save_dir).expanduser(), self._make_identity()
-        others, damaged = {}, {}
-        for path in _checkpoints(*_folders(base)):
-            try:
-                values, differences = self._judge(path, identity)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{error.filename} can't be read: {error.strerror}. Make it readable, or move it away."
-                ) from error
-            if values and not differences:
-                began, folder = self._assign(path, values), path.parent
+        folders, others, damaged = [base, *_files(base, r"changed-\d+")], {}, {}
+        for path in _checkpoints(*folders):
+            values, reasons = self._judge(path, identity)
+            if values is None:
+                raise CheckpointError(reasons[0])
+            if not reasons:
+                folder, began = path.parent, self._assign(path, values)
                 if any(other.parent == folder for other in others):
                     print(f"{folder}{os.sep} also has newer checkpoints, of another training. They are kept.")
-                    folder = _new_folder(base)
+                    folder = _empty_folder(base)
                 break
-            (others if values else damaged)[path] = differences
+            (others if values else damaged)[path] = reasons
             if not values:
-                print(f"Damaged, so it is not used: {path} ({differences[0]})")
+                print(f"Damaged, so it is not used: {path} ({reasons[0]})")
         else:
-            began, folder = _AT_RANDOM, self._new_run_folder(base, others, damaged)
-        self._folder, self._identity, self._began = folder.absolute(), identity, began
-        self._saved, self._cannot_delete, _last = self._progress(), False, self
+            folder, began = self._new_run(folders, others, damaged), _AT_RANDOM
+        self._folder, self._identity = folder.absolute(), identity | {"began": began}
+        self._saved, _last = self._progress(), self
 
     def save(self):
         """Save a checkpoint in the folder of `restore`, and delete the oldest ones of this run.
@@ -161,11 +151,10 @@ class Saver:
             self._saved = self._progress()
             return False
         path = self._folder / f"cifar10_cnn-{self._progress()[0]}"
-        with self._interrupts.held():
+        with self._interrupts:
             try:
                 self._write(path)
             except (OSError, tf.errors.OpError) as error:
-                shutil.rmtree(path.with_name("cifar10_cnn-unfinished"), ignore_errors=True)
                 print(
                     f"COULD NOT SAVE {path}: {_first_line(error)}\nFree some space on that disk or make the "
                     "folder writable. Training goes on, and the next call of saver.save() tries it again."
@@ -173,12 +162,7 @@ class Saver:
                 return False
             self._saved = self._progress()
             print("Saved checkpoint.")
-            try:
-                self._delete_old()
-            except OSError as error:
-                if not self._cannot_delete:
-                    print(f"Old checkpoints can't be deleted, so they are kept: {_first_line(error)}")
-                self._cannot_delete = True
+            self._delete_old()
         return True
 
     @contextlib.contextmanager
@@ -196,28 +180,34 @@ class Saver:
             have restored different ones.
         :raises OSError: The folder can't be written.
         """
-        problem = None
         with contextlib.ExitStack() as stack:
             try:
                 self._check_objects(needs_folder=True)
-                self._check_identity()
+                if lines := _differences(self._identity, self._make_identity(), ("before", "now")):
+                    lines = "\n".join(lines)
+                    raise CheckpointError(
+                        f"This training has changed since saver.restore(save_dir):\n{lines}\nUndo that. Or "
+                        "restart the kernel and run all cells: then it is another training, with a folder "
+                        "of its own."
+                    )
                 if self._is_chief:
-                    _lock(self._folder, stack)
+                    stack.enter_context(_lock(self._folder))
                     self._set_damaged_aside()
-            except (CheckpointError, OSError) as error:
-                problem = error
-            steps = _of_all_processes(-1 if problem else self._progress()[0])
-            if problem:
-                raise problem
+            except (CheckpointError, OSError):
+                _of_all_processes(-1)  # So that none waits for this one.
+                raise
+            steps = _of_all_processes(self._progress()[0])
             if len(set(steps)) > 1:
-                have = ", ".join(
-                    f"process {i}: {n}" if n >= 0 else f"process {i} can't begin" for i, n in enumerate(steps)
-                )
+                have = ", ".join(f"process {i}: {n}" for i, n in enumerate(steps))
+                have = have.replace(": -1", " can't begin")
                 raise CheckpointError(
                     f"The processes must begin after the same iteration, but have restored: {have}. Let all "
                     "read the same save_dir, and restart them."
                 )
-            stack.enter_context(self._interrupts.noted())
+            self._interrupts = _Interrupts()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(ValueError):  # Python delivers no signals to other threads.
+                    stack.callback(signal.signal, number, signal.signal(number, self._interrupts.note))
             yield self._interrupts
 
     def _progress(self):
@@ -228,64 +218,51 @@ class Saver:
         """Check that the notebook still uses the objects of this Saver, and has called `restore`."""
         if needs_folder and self._folder is None:
             raise CheckpointError("It isn't known yet where to save: run saver.restore(save_dir) first.")
-        now = _plain(self._train_step).__globals__
-        changed = [name for name, part in self._objects.items() if now.get(name, part) is not part]
-        if changed:
+        now = _notebook(self._train_step)
+        if changed := [name for name, part in self._objects.items() if now.get(name, part) is not part]:
             raise CheckpointError(
                 f"{' and '.join(changed)}: made again, so it isn't what this saver saves. Restart the "
                 "kernel, or run the cells from there down again."
             )
 
-    def _check_identity(self):
-        differences = _differences(self._identity, self._make_identity(), ("before", "now"))
-        if differences:
-            lines = "\n".join(differences)
-            raise CheckpointError(
-                f"This training has changed since saver.restore(save_dir):\n{lines}\nUndo that. Or restart "
-                "the kernel and run all cells: then it is another training, with a folder of its own."
-            )
-
     def _make_identity(self):
         """Return the dictionary of all that makes this training run different from others."""
-        program = _Program(_plain(self._train_step).__globals__, [self._network, self._optimizer])
+        program = _Program(_notebook(self._train_step), [self._network, self._optimizer])
         program.value(program.namespace.get("train_step", self._train_step))
-        program.value(getattr(self._optimizer, "_learning_rate", None))  # Perhaps a schedule.
-        config = program.config(self._optimizer)
-        if self._rate is not None:
-            config["learning_rate"] = self._rate
-        identity = program.entries | {
+        optimizer = program.config(self._optimizer) | {"learning_rate": program.value(self._rate)}
+        return program.entries | {
             "network": program.config(self._network),
             "variables": [f"{v.name} {tuple(v.shape)}" for v in self._network.variables],
-            "optimizer": {"class_name": type(self._optimizer).__name__, "config": config},
+            "optimizer": {"class_name": type(self._optimizer).__name__, "config": optimizer},
         }
-        return json.loads(json.dumps(identity, default=lambda other: str(type(other))))
 
-    def _judge(self, path, identity=None):
-        """Return the values in a checkpoint, {} if it is damaged, and lines that say why it isn't this run's.
+    def _judge(self, path, identity):
+        """Return the values in a checkpoint and the lines that say why it isn't one of this run.
 
-        :param identity: That of this run. Without it, that of `restore`, and it must have begun alike.
+        The values are {} if it is damaged, and None if it can't be read.
         """
         try:
             values = _read(path)
+        except FileNotFoundError as error:
+            return {}, [f"{Path(error.filename).name} is missing"]
+        except OSError as error:
+            return None, [f"{error.filename} can't be read: {error.strerror}. Change that, or move it away."]
         except _DAMAGE as error:
             return {}, [_first_line(error)]
-        lines, began, step = [], None, values.get("global_step" + _VALUE, values.get("global_step"))
-        if settings := values["settings"]:
-            lines = _differences(settings, identity or self._identity)
-            began = settings.get("began", _AT_RANDOM)
-        elif "beta1_power" in values:
-            mine = self._original_variables() | {"global_step": self._global_step}
-            parts = {n for n in values if n.startswith("network/") and "/cross_entropy/" not in n}
-            wrong = (mine.keys() - values.keys()) | (parts - mine.keys())
-            wrong |= {n for n, v in mine.items() if v is None or np.shape(values.get(n)) != tuple(v.shape)}
-            if wrong:
-                lines = ["  the original program saved it, but these don't fit: " + ", ".join(sorted(wrong))]
-        else:
+        step, lines = values.get("global_step" + _VALUE, values.get("global_step")), []
+        if values["settings"]:
+            lines = _differences(values["settings"], identity)
+        elif "beta1_power" not in values:
             lines = ["  it was saved by another program"]
+        elif "began" in identity:
+            lines = ["  the original program saved it"]
+        else:
+            mine = self._original_variables()
+            names = {name for name in values if name.startswith("network/")} | mine.keys()
+            if wrong := sorted(n for n in names if np.shape(values.get(n)) != np.shape(mine.get(n))):
+                lines = ["  the original program saved it, but these don't fit: " + ", ".join(wrong)]
         if not lines and step != _number(path):
             lines = [f"  its name says {_number(path)} iterations, but it is of {step}"]
-        if not lines and not identity and began != self._began:
-            lines = ["  it has begun otherwise"]
         return values, lines
 
     def _original_variables(self):
@@ -307,37 +284,34 @@ class Saver:
         if values["settings"]:
             _read(path, into=self._parts())
             print(f"Restored checkpoint from: {path}")
-            now, made = float(tf.convert_to_tensor(self._optimizer.learning_rate)), self._rate
-            if isinstance(made, float) and not math.isclose(now, made, rel_tol=1e-6):  # Not a schedule.
-                print(
-                    f"Its learning rate is {now:g}, set by hand; the optimizer was made with {made:g}. To "
-                    f"set it back: optimizer.learning_rate = {made:g}"
-                )
-            return values["settings"].get("began", _AT_RANDOM)
+            now = _learning_rate(self._optimizer)
+            if isinstance(now, float) and not np.isclose(now, self._rate, rtol=1e-6, atol=0):
+                print(f"Its learning rate is {now:g}, set by hand. To set it back:")
+                print(f"optimizer.learning_rate = {self._rate:g}")
+            return values["settings"]["began"]
         for name, v in self._original_variables().items():
             v.assign(values[name])
         for v in (self._global_step, self._optimizer.iterations):
             v.assign(_number(path))
-        for v in self._variables.values():
-            if v.shape.rank and v.shape[0] is None:  # A table that grows. It has no rows then.
+        for v in self._objects.values():
+            if isinstance(v, tf.Variable) and v.shape[:1] == [None]:  # A table: it has no rows then.
                 v.assign(v[:0], read_value=False)
         print(f"Restored checkpoint of the original program from: {path}")
         return f"the original program's checkpoint after {_number(path)} iterations"
 
-    def _new_run_folder(self, base, others, damaged):
+    def _new_run(self, folders, others, damaged):
         """Return the folder for a new network, or raise an error if there must be none."""
         if self._is_trained or any(self._progress()):
             raise CheckpointError(
-                f"There is no checkpoint of this training in {base}, but the network in memory is trained. "
-                "To train a new one there, restart the kernel and run all cells. To go on there with this "
-                f"one, copy its newest checkpoint there first, from {self._folder or 'its folder'}."
+                f"There is no checkpoint of this training in {folders[0]}, but the network in memory is "
+                "trained. To train a new one there, restart the kernel and run all cells. To go on there "
+                f"with this one, copy its newest checkpoint there first, from {self._folder or 'its folder'}."
             )
-        whole = {path.parent for path in others}
-        for folder in _folders(base):
-            files = [match[0] for match in _matches(_ANY_FILE, folder)]
-            if files and folder not in whole:
+        for folder in folders:
+            names = [file.name for file in _files(folder, _ANY_FILE)]
+            if names and not any(path.parent == folder for path in others):
                 reasons = [f"{path.name}: {why}" for path, [why] in damaged.items() if path.parent == folder]
-                lines = "\n  ".join(reasons or files)
+                lines = "\n  ".join(reasons or names)
                 raise CheckpointError(
                     f"There are checkpoints in {folder}, but none is whole:\n  {lines}\nNothing was changed. "
                     "Put a whole copy there, move these files away to begin anew, or choose another save_dir."
@@ -345,7 +319,7 @@ class Saver:
         for path, differences in itertools.islice(others.items(), 1):
             print(f"The checkpoints in {path.parent}{os.sep} are of another training. They are kept.")
             print("It differs from this one in:", *differences, sep="\n")
-        folder = _new_folder(base) if base in whole else base
+        folder = _empty_folder(folders[0])
         print(f"No checkpoint in {folder}{os.sep}, so the variables are new ones.")
         return folder
 
@@ -358,44 +332,42 @@ class Saver:
 
     def _write(self, path):
         unfinished = path.with_name("cifar10_cnn-unfinished")
-        if unfinished.exists():  # A process was killed before it could remove it.
-            shutil.rmtree(unfinished)
-        if path in _checkpoints(path.parent) and self._judge(path)[1]:
+        shutil.rmtree(unfinished, ignore_errors=True)  # A process was killed before it could remove it.
+        if path in _checkpoints(path.parent) and self._judge(path, self._identity)[1]:
             raise FileExistsError("a checkpoint of another training, or a damaged one, has that name")
         unfinished.mkdir(parents=True)
-        settings = json.dumps(self._identity | {"began": self._began})
-        tf.train.Checkpoint(**self._parts(settings)).write(str(unfinished / path.name))
-        for ending in (_DATA, _INDEX):
-            _sync(unfinished / (path.name + ending))
-        # Whoever finds the index finds the data too.
-        for ending in (_DATA, _INDEX):
-            os.replace(unfinished / (path.name + ending), f"{path}{ending}")
-        unfinished.rmdir()
+        try:
+            parts = self._parts(json.dumps(self._identity))
+            tf.train.Checkpoint(**parts).write(str(unfinished / path.name))
+            for ending in (_DATA, _INDEX):
+                _sync(unfinished / (path.name + ending))
+            # Whoever finds the index finds the data too.
+            for ending in (_DATA, _INDEX):
+                os.replace(unfinished / (path.name + ending), f"{path}{ending}")
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _delete_old(self):
         """Delete the oldest checkpoints of this run. When killed on the way, the next call goes on."""
-        _sync(self._folder)
-        _sync(self._folder.parent)
-        own = []
-        for path in _checkpoints(self._folder):
-            if len(own) < MAX_TO_KEEP or _number(path) % KEEP_EVERY:
-                with contextlib.suppress(OSError):  # It can't be read.
-                    values, differences = self._judge(path)
-                    own += [path] if values and not differences else []
-        for path in reversed(own[MAX_TO_KEEP:]):
-            Path(f"{path}{_INDEX}").rename(f"{path}{_INDEX}.deleted")
-        for match in _matches(_DELETED, self._folder):
-            (self._folder / f"{match[1]}{_DATA}").unlink(missing_ok=True)
-            (self._folder / match[0]).unlink()
+        own = [path for path in _checkpoints(self._folder) if not self._judge(path, self._identity)[1]]
+        try:
+            _sync(self._folder)
+            _sync(self._folder.parent)
+            for path in reversed(own[MAX_TO_KEEP:]):
+                if _number(path) % KEEP_EVERY:
+                    Path(f"{path}{_INDEX}").rename(f"{path}{_INDEX}.deleted")
+            for file in _files(self._folder, r"cifar10_cnn-\d+\.index\.deleted"):
+                file.with_name(file.name.replace(f"{_INDEX}.deleted", _DATA)).unlink(missing_ok=True)
+                file.unlink()
+        except OSError as error:
+            _print_once(f"Old checkpoints can't be deleted, so they are kept: {_first_line(error)}")
 
     def _set_damaged_aside(self):
         """Rename damaged checkpoints that are newer than the network; whole ones are an error."""
         step, _ = self._progress()
-        for path in _checkpoints(self._folder):
-            if _number(path) <= step:
-                break
-            values, reasons = self._judge(path)
-            if values:
+        for path in itertools.takewhile(lambda path: _number(path) > step, _checkpoints(self._folder)):
+            values, reasons = self._judge(path, self._identity)
+            if values != {}:
                 raise CheckpointError(
                     f"{self._folder} has a checkpoint after {_number(path)} iterations, but this network has "
                     f"had {step}. Restore that one first, or choose another save_dir."
@@ -406,25 +378,12 @@ class Saver:
             print(f"Damaged, so it is set aside: {path} ({reasons[0]})")
 
 
-class _Text(tf.Module):
-    """A text that is saved in the way of a string variable, on whatever device, and is never restored."""
-
-    def __init__(self, text):
-        self._text = text
-
-    def _serialize_to_tensors(self):
-        return {"VARIABLE_VALUE": tf.constant(self._text)}
-
-    def _restore_from_tensors(self, restored):
-        pass
-
-
 ########################################################################
 # Interrupts, and other processes.
 
 
 class _Interrupts:
-    """Notes SIGINT and SIGTERM while training."""
+    """Notes SIGINT and SIGTERM. A second SIGINT breaks off, but not within this context."""
 
     def __init__(self):
         self._signals, self._is_held = [], False
@@ -432,17 +391,7 @@ class _Interrupts:
     def is_set(self):
         return any(_of_all_processes(bool(self._signals)))
 
-    @contextlib.contextmanager
-    def noted(self):
-        self._signals = []
-        with contextlib.ExitStack() as stack:
-            # Python delivers no signals to other threads.
-            if threading.current_thread() is threading.main_thread():
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    stack.callback(signal.signal, number, signal.signal(number, self._note))
-            yield
-
-    def _note(self, number, frame):
+    def note(self, number, frame):
         self._signals.append(number)
         if len(self._signals) == 1:
             with contextlib.suppress(RuntimeError):  # It came in the middle of another print.
@@ -453,20 +402,17 @@ class _Interrupts:
                 )
         self._break_off()
 
+    def __enter__(self):
+        self._is_held = True
+
+    def __exit__(self, *error):
+        self._is_held = False
+        self._break_off()
+
     def _break_off(self):
         if self._signals.count(signal.SIGINT) > 1 and not self._is_held:
             self._signals = [signal.SIGINT]
             raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def held(self):
-        """Let a second SIGINT wait until the end of this context."""
-        self._is_held = True
-        try:
-            yield
-        finally:
-            self._is_held = False
-            self._break_off()
 
 
 @tf.function
@@ -482,14 +428,15 @@ def _of_all_processes(number):
     return _gather(tf.constant(int(number), tf.int64)).numpy().tolist()
 
 
-def _lock(folder, stack):
-    """Let no other process train in a folder until a stack of contexts is left."""
+def _lock(folder):
+    """Return a context in which no other process trains in a folder."""
     owner = folder / "training.owner"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The operating system releases the lock of a process that has ended, however it ended.
-        stack.enter_context(FileLock(folder / "training.lock").acquire(blocking=False))
+        lock = FileLock(folder / "training.lock").acquire(blocking=False)
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        return lock
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise CheckpointError(
@@ -505,18 +452,19 @@ def _lock(folder, stack):
 
 
 ########################################################################
-# Files.
+# Files, and what TensorFlow and Keras don't tell by themselves.
 
 
-def _matches(pattern, folder):
-    """Return the matches of a pattern with the names in a folder, which need not exist."""
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    return [match for match in map(pattern.fullmatch, names) if match]
+def _files(folder, pattern):
+    """Return the paths in a folder, which need not exist, whose names match a pattern."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if re.fullmatch(pattern, path.name)]
 
 
 def _checkpoints(*folders):
-    """Return the paths of the checkpoints in folders, whole or not, the newest first."""
-    paths = {folder / match[1]: None for folder in folders for match in _matches(_FILE, folder)}
+    """Return the paths of the checkpoints in folders, whole or not, without endings, the newest first."""
+    files = (file for folder in folders for file in _files(folder, _FILE))
+    paths = dict.fromkeys(file.with_name(file.name.split(".")[0]) for file in files)
     return sorted(paths, key=_number, reverse=True)
 
 
@@ -524,15 +472,10 @@ def _number(path):
     return int(path.name.split("-")[1])
 
 
-def _folders(base):
-    """Return a folder and those in it for changed trainings."""
-    return [base, *(base / match[0] for match in _matches(_CHANGED, base))]
-
-
-def _new_folder(base):
-    """Return the first folder for a changed training that holds no checkpoints."""
-    folders = (base / f"changed-{number}" for number in itertools.count(1))
-    return next(folder for folder in folders if not _matches(_ANY_FILE, folder))
+def _empty_folder(base):
+    """Return the first of a folder and those in it for changed trainings that holds no checkpoints."""
+    folders = itertools.chain([base], (base / f"changed-{number}" for number in itertools.count(1)))
+    return next(folder for folder in folders if not _files(folder, _ANY_FILE))
 
 
 def _read(path, into=None):
@@ -542,10 +485,10 @@ def _read(path, into=None):
     pattern, and what it raises doesn't tell a damaged file from one that can't be read.
 
     :param into: Dictionary of objects that are restored, by name.
+    :raises OSError: A file can't be read.
     """
-    folder = f"ram://{uuid.uuid4()}"
-    copy = f"{folder}/{path.name}"
-    tf.io.gfile.makedirs(folder)
+    copy = f"ram://saver/{path.name}"
+    tf.io.gfile.makedirs("ram://saver")
     try:
         for ending in (_INDEX, _DATA):
             tf.io.write_file(copy + ending, Path(f"{path}{ending}").read_bytes())
@@ -555,15 +498,31 @@ def _read(path, into=None):
             names = into.keys() & {name.split("/")[0] for name in values}
             checkpoint = tf.train.Checkpoint(**{name: into[name] for name in names})
             checkpoint.read(copy).assert_existing_objects_matched()
-    except FileNotFoundError as error:
-        raise ValueError(f"{Path(error.filename).name} is missing") from None
     finally:
-        tf.io.gfile.rmtree(folder)
-    try:
-        settings = json.loads(values.get("settings" + _VALUE, ""))
-    except ValueError:
-        settings = None
-    return values | {"settings": settings if isinstance(settings, dict) else {}}
+        tf.io.gfile.rmtree("ram://saver")
+    settings = {}
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # Of another program.
+        settings = {"began": _AT_RANDOM} | json.loads(values["settings" + _VALUE])
+    return values | {"settings": settings}
+
+
+class _Text(tf.Module):
+    """A text that is saved in the way of a string variable, on whatever device, and is never restored."""
+
+    def __init__(self, text):
+        self._text = text
+
+    def _serialize_to_tensors(self):
+        return {"VARIABLE_VALUE": tf.constant(self._text)}
+
+    def _restore_from_tensors(self, restored):
+        pass
+
+
+def _learning_rate(optimizer):
+    """Return the learning rate of an optimizer now, a float, or the schedule that it follows."""
+    rate = optimizer._learning_rate
+    return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
 
 
 def _sync(path):
@@ -588,125 +547,133 @@ class _Program:
     """All that a function of the notebook uses: source code, numbers and data, in `entries`.
 
     :param namespace: Dictionary of the notebook's global names. What is defined elsewhere, e.g. in
-        TensorFlow, is left out, and so are variables, which training changes.
+        TensorFlow, stands for itself by its name. Variables, which training changes, are left out.
     :param without: List of objects that are left out as well.
     """
 
     def __init__(self, namespace, without):
-        self.namespace = namespace
-        self.entries = {}
-        self._without = {id(one) for one in without}
-        self._seen = {}
+        self.namespace, self.entries = namespace, {}
+        self._known = {id(x): ... for x in without}
 
     def value(self, x):
         """Return what stands for an object in JSON, or `...` for what is left out."""
-        x = _plain(x)
-        if id(x) in self._without or isinstance(x, (tf.Variable, keras.Variable, types.ModuleType)):
-            return ...
+        if id(x) in self._known:
+            return self._known[id(x)]
         if isinstance(x, np.generic):
             x = x.item()
-        if isinstance(x, float):
-            return x if math.isfinite(x) else str(x)
-        if x is None or isinstance(x, (int, str)):
-            return x
-        if isinstance(x, (list, tuple, set, frozenset)):
-            items = [item for item in map(self.value, x) if item is not ...]
-            return items if isinstance(x, (list, tuple)) else sorted(items, key=str)
-        if isinstance(x, dict):
-            values = {str(key): self.value(item) for key, item in x.items()}
-            return {key: item for key, item in values.items() if item is not ...}
-        if isinstance(x, functools.partial):
-            return [self.value(x.func), self.value(x.args), self.value(x.keywords)]
         if isinstance(x, np.ndarray):
             return _fingerprint(x)
         if isinstance(x, tf.Tensor) and hasattr(x, "numpy"):
             return _tensor_fingerprint(x.ref())
         if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
             return self.value(tf.nest.flatten(x, expand_composites=True))
-        if self._is_mine(x):
-            return self._function(x) if isinstance(x, types.FunctionType) else self._class(x)
-        if isinstance(x, tf.DType):
-            return x.name
-        if inspect.isroutine(x) or inspect.isclass(x):
-            return x.__name__
+        if isinstance(x, float):
+            return x if np.isfinite(x) else str(x)
+        if x is None or isinstance(x, (int, str)):
+            return x
+        if isinstance(x, (list, tuple)):
+            return [value for value in map(self.value, x) if value is not ...]
+        if isinstance(x, (set, frozenset)):
+            return self.value(sorted(x, key=str))
+        if isinstance(x, dict):
+            return {str(key): value for key, part in x.items() if (value := self.value(part)) is not ...}
+        if isinstance(x, functools.partial):
+            return self.value([x.func, x.args, x.keywords])
+        if isinstance(x, types.MethodType):
+            return self.value([x.__func__, x.__self__])
+        if isinstance(x, types.FunctionType) and x.__globals__ is self.namespace:
+            return self._function(x)
+        if (inner := _unwrapped(x)) is not x:
+            return self.value(inner)
+        if isinstance(x, type) and self._is_mine(x):
+            return self._class(x)
+        if isinstance(x, type) or not (hasattr(x, "get_config") or self._is_mine(type(x))):
+            return getattr(x, "__name__", x.name if isinstance(x, tf.DType) else ...)
+        self._known[id(x)] = ...  # For as long as it is described, as it may refer to itself.
         if hasattr(x, "get_config"):
-            return {"class_name": type(x).__name__, "config": self.config(x)}
-        if self._is_mine(type(x)) and id(x) not in self._seen:
-            self._seen[id(x)] = ...
-            return [self._class(type(x)), self.value(vars(x))]
-        return ...
+            value = {"class_name": type(x).__name__, "config": self.config(x)}
+        else:
+            value = self.value([type(x), vars(x)])
+        del self._known[id(x)]
+        return value
 
     def config(self, x):
         """Return the configuration of a Keras object, and note the functions and classes it uses."""
         self.value(type(x))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns of each lambda.
-            config = x.get_config()
-        for key in config:
-            part = getattr(x, key, None)
-            # Keras writes down the bytes of a lambda, which tell the file of the kernel.
-            is_lambda = self._is_mine(part) and self.value(part).startswith("lambda")
-            if is_lambda or isinstance(part, keras.layers.Layer):
-                config[key] = self.value(part)
-        layers = {layer.name: layer for layer in getattr(x, "layers", ())}
-        for entry in config.get("layers", ()) if layers else ():
-            if layer := layers.pop(entry["config"]["name"], None):
-                entry["config"] = self.config(layer)
-        if isinstance(x, keras.Model) and layers:  # Of a class of its own.
-            config["parts"] = self.value(list(layers.values()))
-        return config
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Keras warns of each lambda.
+                config = x.get_config()
+        except (NotImplementedError, TypeError, ValueError):  # It isn't made to be written down.
+            functions, is_mine = (types.FunctionType, functools.partial), self._is_mine(type(x))
+            parts = vars(x) if is_mine or not isinstance(x, keras.Model) else {}
+            config = {k: part for k, part in parts.items() if k[0] != "_" or isinstance(part, functions)}
+        for key, part in config.items():
+            value = self.value(getattr(x, key, ...)) if isinstance(part, dict) else ...
+            # Of a lambda Keras writes down the bytes, which tell the file of the kernel.
+            if isinstance(value, (dict, list)) or str(value).startswith("lambda"):
+                config[key] = value
+        if isinstance(x, keras.Model):
+            layers = {layer.name: layer for layer in x.layers}
+            plain = [{"class_name": type(v).__name__, "config": {"name": k}} for k, v in layers.items()]
+            for entry in config.setdefault("layers", plain):  # There are none if it has a class of its own.
+                if layer := layers.get(entry["config"].get("name")):
+                    entry["config"] = self.value(layer)["config"]
+        return self.value(config)
 
-    def _is_mine(self, x):
-        """Return the boolean whether a function or class is defined in the notebook."""
-        is_either = isinstance(x, types.FunctionType) or inspect.isclass(x)
-        return is_either and x.__module__ == self.namespace["__name__"]
+    def _is_mine(self, cls):
+        return cls.__module__ == self.namespace["__name__"]
 
     def _note(self, name, x):
-        value = self.value(x)
-        if value is not ... and value != name:
+        value = repr(x) if isinstance(x, (slice, range)) else self.value(x)
+        if value not in (..., name):
             self.entries[name] = value
 
     def _function(self, function):
         """Note what a function uses, and return its name, or its source when it is a lambda."""
-        if id(function) in self._seen:
-            return self._seen[id(function)]
-        is_lambda, name = function.__name__ == "<lambda>", function.__qualname__.replace("<locals>.", "")
-        source = _source(function.__code__)
-        self._seen[id(function)] = source if is_lambda else name
-        for used in sorted(_global_names(function.__code__) & self.namespace.keys()):
+        code, name = function.__code__, function.__qualname__.replace("<locals>.", "")
+        is_lambda, source = code.co_name == "<lambda>", _source(code)
+        self._known[id(function)] = source if is_lambda else name
+        for used in sorted(_global_names(code) & self.namespace.keys()):
             self._note(used, self.namespace[used])
         # What the text can't tell: the values of an outer function's names, and of the defaults.
         inner = dict(function.__kwdefaults__ or {}) | dict(enumerate(function.__defaults__ or ()))
-        for used, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        for used, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # It has no value yet.
                 inner[used] = cell.cell_contents
         values = {used: self.value(x) for used, x in inner.items() if used != "__class__"}
         source += "".join(f"\n# {used} = {v}" for used, v in values.items() if v not in (..., None))
         while not is_lambda and self.entries.setdefault(_SOURCE + name, source) != source:
             name += "'"  # Another one of the same name.
-        self._seen[id(function)] = source if is_lambda else name
-        return self._seen[id(function)]
+        self._known[id(function)] = source if is_lambda else name
+        return self._known[id(function)]
 
     def _class(self, cls):
         """Note the methods and values of a class and return its name."""
-        name = cls.__qualname__
-        if id(cls) not in self._seen:
-            self._seen[id(cls)] = name
-            bases = ", ".join(str(self.value(base)) for base in cls.__bases__)
-            self.entries[_SOURCE + name] = f"class {name}({bases})"
-            for key, x in sorted(vars(cls).items()):
-                x = _plain(x)
-                if isinstance(x, types.FunctionType) or not key.startswith("_"):
-                    self._note(f"{name}.{key}", x)
+        name = self._known[id(cls)] = cls.__qualname__
+        bases = ", ".join(str(self.value(base)) for base in cls.__bases__)
+        self.entries[_SOURCE + name] = f"class {name}({bases})"
+        for key, x in sorted(vars(cls).items()):
+            if isinstance(x, types.FunctionType) or not key.startswith("__"):
+                self._note(f"{name}.{key}", x)
         return name
+
+
+def _notebook(function):
+    """Return the dictionary of the global names of the notebook that a function belongs to."""
+    inner = getattr(function, "func", None) or _unwrapped(function)
+    return function.__globals__ if inner is function else _notebook(inner)
+
+
+def _unwrapped(function):
+    """Return a function without what is put around it by tf.function, a class or another decorator."""
+    inner = (getattr(function, name, None) for name in ("python_function", "__func__", "fget", "__wrapped__"))
+    return next((one for one in inner if one is not None), function)
 
 
 def _fingerprint(array):
     """Return what stands for an array in JSON."""
-    if array.dtype == object:
-        data = repr(array.tolist()).encode()
-    else:
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    data = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
     sha256 = hashlib.sha256(data).hexdigest()
     return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": sha256}
 
@@ -715,14 +682,6 @@ def _fingerprint(array):
 def _tensor_fingerprint(reference):
     """Return what stands for a tensor in JSON. It never changes, and the training set takes 0.2 s."""
     return _fingerprint(np.asarray(reference.deref()))
-
-
-def _plain(function):
-    """Return a function without what is put around it by tf.function, a class or another decorator."""
-    for wrapper in ("python_function", "__func__", "fget", "__wrapped__"):
-        if (inner := getattr(function, wrapper, None)) is not None:
-            return _plain(inner)
-    return function
 
 
 def _global_names(code):
@@ -734,28 +693,25 @@ def _global_names(code):
 
 def _source(code):
     """Return the source code of a function without comments and docstrings, in a uniform layout."""
-    with contextlib.suppress(SyntaxError):
-        for node in _functions("".join(linecache.getlines(code.co_filename))):
-            if isinstance(node, ast.Lambda):
-                body = node.body
-                place = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
-                is_it = code.co_name == "<lambda>" and place in code.co_positions()
-            else:
-                first = min(part.lineno for part in (node, *node.decorator_list))
-                is_it = (first, node.name) == (code.co_firstlineno, code.co_name)
-            if is_it:
-                return ast.unparse(node)
-    return code.co_code.hex()  # Made by a program, e.g. by `dataclass`.
+    functions = _functions("".join(linecache.getlines(code.co_filename)))
+    places = code.co_positions() if code.co_name == "<lambda>" else [(code.co_firstlineno, code.co_name)]
+    found = [functions[place] for place in places if place in functions]
+    return ast.unparse(found[0]) if found else code.co_code.hex()  # E.g. `dataclass` writes no source.
 
 
 @functools.lru_cache(maxsize=100)
 def _functions(text):
-    """Return the syntax trees of all functions in a text, without docstrings."""
-    nodes = list(ast.walk(ast.parse(text)))
-    for node in nodes:
+    """Return the functions in a text as syntax trees, by the place of a lambda or the first line and name."""
+    functions = {}
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
+        if isinstance(node, ast.Lambda):
+            body = node.body
+            functions[body.lineno, body.end_lineno, body.col_offset, body.end_col_offset] = node
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            functions[min(part.lineno for part in (node, *node.decorator_list)), node.name] = node
+    return functions
 
 
 def _differences(old, new, sides=("there", "here")):
@@ -764,38 +720,41 @@ def _differences(old, new, sides=("there", "here")):
     Entries that only one of the two has make no difference, because versions of this program and of Keras
     differ in these; but a function that only one has does, if the other one has functions at all.
     """
-    old, new = (side | {"network": _with_numbered_layers(side.get("network"))} for side in (old, new))
     functions = [{key for key in side if key.startswith(_SOURCE)} for side in (old, new)]
     if all(functions):
         old = dict.fromkeys(functions[1], "") | old
         new = dict.fromkeys(functions[0], "") | new
-    return list(_compare_values(old, new, "", sides))
+    old, new = ({key: _nameless(part) for key, part in side.items()} for side in (old, new))
+    return list(_compare(old, new, "", sides))
 
 
-def _with_numbered_layers(x, names=()):
-    """Replace names in the connections of layers by numbers. Keras counts on in a later network."""
-    if isinstance(x, dict):
-        if isinstance(x.get("layers"), list):
-            names = [layer["config"].get("name") for layer in x["layers"]]
-        return {key: _with_numbered_layers(part, names) for key, part in x.items()}
+def _nameless(x, names=()):
+    """Return a part of an identity without names, for which Keras counts on in a later network.
+
+    The connections of layers have numbers instead. A type of numbers and a function have just a name.
+    """
     if isinstance(x, list):
-        if len(x) == 3 and x[0] in names and all(isinstance(number, int) for number in x[1:]):
-            return [names.index(x[0]), *x[1:]]
-        return [_with_numbered_layers(part, names) for part in x]
-    return x
+        x = [names.index(x[0]), *x[1:]] if len(x) == 3 and x[0] in names else x
+        return [_nameless(part, names) for part in x]
+    if not isinstance(x, dict):
+        return x
+    if x.get("class_name") == "DTypePolicy":
+        return x["config"]["name"]
+    if x.get("class_name") == "function":
+        return x["config"]
+    if isinstance(x.get("layers"), list):
+        configs = [layer.get("config") for layer in x["layers"] if isinstance(layer, dict)]
+        names = [config.get("name") for config in configs if config]
+    return {key: _nameless(x[key], names) for key in x.keys() - {"module", "registered_name", "name"}}
 
 
-def _compare_values(old, new, place, sides):
+def _compare(old, new, place, sides):
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() & new.keys()):
-            if place and (
-                key in ("module", "registered_name") or key == "name" and not place.endswith("dtype.config")
-            ):
-                continue
-            yield from _compare_values(old[key], new[key], f"{place}.{key}" if place else key, sides)
+            yield from _compare(old[key], new[key], f"{place}.{key}" if place else key, sides)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, pair in enumerate(zip(old, new, strict=True)):
-            yield from _compare_values(*pair, f"{place}[{i}]", sides)
+            yield from _compare(*pair, f"{place}[{i}]", sides)
     elif old != new:
         for line in difflib.ndiff(_lines(old), _lines(new)):
             if line[0] in "+-":

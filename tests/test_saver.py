@@ -383,6 +383,99 @@ def test_3_and_4_changes_in_the_same_kernel(name, tmp_path):
     assert kernel.train(1) == [True] and numbers(tmp_path) == [1, 2, 3]
 
 
+# What is defined for a change, a change that uses it, what is edited then, and the line that says so.
+WRITTEN = {
+    "functools.partial": (
+        "def shift(by, batch, step): return batch + by * strength(step)",
+        {"lambda batch, step: batch + strength(step)": "functools.partial(shift, 0.5)"},
+        ("shift, 0.5", "shift, 0.7"),
+        "distort[1][0], only here: 0.7",
+    ),
+    "train_step as a functools.partial": (
+        "",
+        {
+            "def train_step(step):": "def step_by(power, step):",
+            "(outputs - 1.0) ** 2": "(outputs - 1.0) ** power",
+            "learning_curve = tf": "train_step = functools.partial(step_by, 2.0)\nlearning_curve = tf",
+        },
+        ("outputs - 1.0", "outputs - 1.5"),
+        "source of step_by, only here: loss = tf.reduce_mean((outputs - 1.5) ** power)",
+    ),
+    "method of an object": (
+        "class Shift:\n"
+        "    def __init__(self, by): self.by = by\n"
+        "    def move(self, batch, step): return batch + self.by * strength(step)",
+        {"lambda batch, step: batch + strength(step)": "Shift(0.5).move"},
+        ("Shift(0.5)", "Shift(0.7)"),
+        "distort[1][1].by, only here: 0.7",
+    ),
+    "decorator": (
+        "def scaled(by):\n"
+        "    def decorate(function):\n"
+        "        @functools.wraps(function)\n"
+        "        def scale(*arguments): return by * function(*arguments)\n"
+        "        return scale\n"
+        "    return decorate",
+        {"largest=0.5):": "by=0.5): return drawn(step, by)\n\n@scaled(2.0)\ndef drawn(step, largest):"},
+        ("by * function", "by + function"),
+        "source of drawn', only here: return by + function(*arguments)",
+    ),
+    "slice": (
+        "part = slice(0, 2)",
+        {"batch + strength(step)": "batch[part] + strength(step)"},
+        ("slice(0, 2)", "slice(0, 3)"),
+        "part, only here: slice(0, 3, None)",
+    ),
+    "functools.partial in a layer": (
+        "def shift(by, x): return x + by",
+        {'activation="relu"': "activation=functools.partial(shift, 0.5)"},
+        ("shift, 0.5", "shift, 0.7"),
+        "activation[1][0], only here: 0.7",
+    ),
+    "layer with a function": (
+        "class Apply(keras.layers.Layer):\n"
+        "    def __init__(self, function): super().__init__(); self.function = function\n"
+        "    def call(self, x): return self.function(x)",
+        {"    Dense(1": "    Apply(lambda x: x + 0.5),\n    Dense(1"},
+        ("x + 0.5", "x + 0.7"),
+        "function, only here: lambda x: x + 0.7",
+    ),
+    "regularizer": (
+        "class Small(keras.regularizers.Regularizer):\n"
+        "    def __init__(self, by): self.by = by\n"
+        "    def __call__(self, x): return self.by * tf.reduce_sum(x**2)",
+        {
+            'activation="relu"': 'activation="relu", kernel_regularizer=Small(0.5)',
+            "tf.reduce_mean((outputs - 1.0) ** 2)": "outputs[0, 0] ** 2 + network.losses[0]",
+        },
+        ("x**2", "x**4"),
+        "source of Small.__call__, only here: return self.by * tf.reduce_sum(x ** 4)",
+    ),
+    "schedule": (
+        "class Warm(keras.optimizers.schedules.LearningRateSchedule):\n"
+        "    def __init__(self, by): self.by = by\n"
+        "    def __call__(self, step): return self.by * tf.cast(step, tf.float32)",
+        {"learning_rate=0.01": "learning_rate=Warm(0.5)"},
+        ("Warm(0.5)", "Warm(0.7)"),
+        "optimizer.config.learning_rate.config.by, only here: 0.7",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_3_and_4_what_a_learner_may_write(name, tmp_path, capsys):
+    """It doesn't stop the saver, is the same in the next kernel, and when it is edited that is noticed."""
+    definition, changes, (old, new), line = WRITTEN[name]
+    changes = changes | {"batch_size = 4": f"batch_size = 4\nimport functools\n{definition}"}
+    Kernel(tmp_path, changes).train(2)
+    assert Kernel(tmp_path, changes).global_step == 2
+    capsys.readouterr()
+    edited = {key: change.replace(old, new) for key, change in changes.items()}
+    assert edited != changes or old in "".join(CELLS.values())
+    assert Kernel(tmp_path, edited).global_step == 0
+    assert line in capsys.readouterr().out
+
+
 def test_4_comments_layout_and_names_make_no_difference(tmp_path):
     Kernel(tmp_path).train(2)
     same = {

@@ -44,10 +44,10 @@ def folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def shipped(stand_in_path, tmp_path_factory):
-    """The notebook with the shipped network, and with the images of the stand-in set. Don't train it."""
+def shipped(cifar10_path, tmp_path_factory):
+    """The notebook with the shipped network, which opens with its own data only. Do not train it."""
     folder = copy_checkpoint(tmp_path_factory.mktemp("shipped"))
-    return SimpleNamespace(**run_cells(stand_in_path, folder, NO_PICTURES))
+    return SimpleNamespace(**run_cells(cifar10_path, folder, NO_PICTURES))
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,14 @@ def test_only_the_shipped_checkpoint_is_tracked():
     assert sum((ROOT / "checkpoints" / name).stat().st_size for name in FILES) < 10_000_000
 
 
+@needs_cifar10
 def test_it_is_restored_completely(shipped):
     assert shipped.global_step == shipped.optimizer.iterations == STEP
     assert all(v.numpy().any() for v in shipped.network.variables)
     assert all(v.numpy().any() for v in shipped.optimizer.variables)
 
 
+@needs_cifar10
 def test_its_outputs_equal_numpy(shipped):
     images = shipped.images_test[:32]
     logits, _, _ = forward(shipped.network, images[:, 4:28, 4:28] / 255, training=False)
@@ -108,9 +110,10 @@ def test_learning_curve(curve):
     np.testing.assert_array_equal(np.isfinite(test_acc), looked_at)
 
 
-def test_training_on_leaves_it_as_it_is(stand_in_path, folder):
+@needs_cifar10
+def test_training_on_leaves_it_as_it_is(cifar10_path, folder):
     before = [(folder / name).read_bytes() for name in FILES]
-    notebook = run_cells(stand_in_path, folder, NO_PICTURES)
+    notebook = run_cells(cifar10_path, folder, NO_PICTURES)
     for _ in range(7):  # More than the number of checkpoints that are kept.
         notebook["optimize"](1)
     assert notebook["global_step"] == STEP + 7

@@ -291,5 +291,5 @@ LADDER = {
     "fast biases": fast_biases,
     "six views": six_views,
     "wider": wider,
-    "79 % in a minute": fast,
+    "79 % in half a minute": fast,
 }
