@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.train import OFTEN
 from tools.notebook import NOTEBOOK, ROOT, settings
+
+# Bound of the relative difference, for each variable, of Adam's averages of the gradients after 10
+# iterations. At most 0.003 was measured between AVX-512, AVX2, no oneDNN and one thread; 0.5 and more with a
+# wrong part of the batch, a lost gradient or a factor of 2. Weights aren't compared: a step of Adam is up to
+# 1e-4 whatever the size of the gradient, even if that is nothing but rounding.
+ROUNDING = 0.05
 
 
 def run_replicas(case, stand_in_path, folder):
@@ -25,22 +32,24 @@ def replicas(stand_in_path, tmp_path_factory):
 
 
 def test_two_devices_train_like_one_without_batch_normalization(stand_in_path, tmp_path):
-    """The same 64 images with the same distortions give the same losses but for rounding."""
+    """The same 64 images with the same distortions give the same losses and gradients but for rounding."""
     plain = run_replicas("plain", stand_in_path, tmp_path)
-    assert len(plain["one"]) == 4
+    assert len(plain["one"]) == 2
     np.testing.assert_allclose(plain["two"], plain["one"], rtol=1e-4)
+    assert len(plain["differences"]) == 2 * 10
+    assert max(plain["differences"]) < ROUNDING
 
 
 @pytest.mark.slow
 def test_batch_normalization_takes_the_statistics_of_each_part(replicas):
     """The one difference: each device normalizes its part of the batch by the part's own statistics."""
-    assert len(replicas["halves"]) == 4
+    assert len(replicas["halves"]) == 2
     np.testing.assert_allclose(replicas["mirrored"], replicas["halves"], rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_checkpoint_of_two_devices_opens_on_one(replicas):
-    assert replicas["step on one"] == 20
+    assert replicas["step on one"] == 10
     assert replicas["difference on one"] < 1e-6
 
 
@@ -52,16 +61,17 @@ def free_port():
 
 @pytest.mark.slow
 def test_two_processes_by_the_exported_notebook(stand_in_path, tmp_path, replicas):
-    """The notebook as a script, with one line changed, run twice by two workers."""
+    """The notebook as a script, with one line more, run twice by two workers. It records each 5th loss."""
     command = [sys.executable, "-m", "nbconvert", "--to", "python", str(NOTEBOOK)]
     subprocess.run(
         [*command, "--output-dir", tmp_path, "--output", "script"], check=True, capture_output=True
     )
     script = (tmp_path / "script.py").read_text()
-    above = "cifar10.data_path = "
-    assert script.count(above) == 1
+    above, record = "cifar10.data_path = ", "    if step % 100 == 0:"
+    assert script.count(above) == script.count(record) == 1
     line = "tf.distribute.experimental_set_strategy(tf.distribute.MultiWorkerMirroredStrategy())\n"
-    (tmp_path / "script.py").write_text(script.replace(above, line + above))
+    script = script.replace(above, line + above).replace(record, OFTEN[record])
+    (tmp_path / "script.py").write_text(script)
     for end in (5, 10):
         workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
         processes = []
@@ -85,21 +95,20 @@ def test_two_processes_by_the_exported_notebook(stand_in_path, tmp_path, replica
     assert not list(tmp_path.glob("checkpoints/changed-*"))
 
     # They compute what two devices in one process do, but for rounding: the same losses, and the same
-    # gradients, whose averages Adam keeps. The weights themselves aren't compared, because a step of Adam is
-    # up to 1e-4 whatever the size of the gradient, so rounding decides where one is near zero.
+    # gradients, whose averages Adam keeps.
     paths = tmp_path / "checkpoints" / "cifar10_cnn-10", replicas["folder"] / "mirrored" / "cifar10_cnn-10"
     workers, devices = (tf.train.load_checkpoint(str(path)) for path in paths)
     ending = "/.ATTRIBUTES/VARIABLE_VALUE"
     assert workers.get_tensor("global_step" + ending) == 10
     curve = workers.get_tensor("learning_curve" + ending)
     assert curve[:, 0].tolist() == [5, 10]
-    np.testing.assert_allclose(curve[:, 1], replicas["mirrored"][:2], rtol=1e-4)
+    np.testing.assert_allclose(curve[:, 1], replicas["mirrored"], rtol=1e-4)
     # The bias below batch normalization is left out: its gradient is nothing but rounding.
     for number in {*range(2, 2 + 2 * 11)} - {4, 5}:
         name = f"optimizer/_variables/{number}{ending}"
         ours, theirs = workers.get_tensor(name), devices.get_tensor(name)
         assert np.linalg.norm(theirs) > 0
-        assert np.linalg.norm(ours - theirs) <= 1e-2 * np.linalg.norm(theirs), name
+        assert np.linalg.norm(ours - theirs) < ROUNDING * np.linalg.norm(theirs), name
 
 
 def test_no_python_and_no_transfer_in_the_loop(notebook):

@@ -152,7 +152,8 @@ def test_resume_after_any_number_of_iterations(steps_per_run, new_notebook, unin
 # Interrupted.
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_while_training(number, start, new_notebook, uninterrupted, tmp_path):
     process = start(100_000)
     wait_for("Saved checkpoint.\n", process)

@@ -376,14 +376,8 @@ def test_resumed_training_equals_uninterrupted_training(new_notebook, tmp_path, 
     assert weights(resumed) == weights(uninterrupted)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(change, marks=() if change == "half as wide" else pytest.mark.slow)
-        for change in CHANGES
-        if change != "as it is"
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [change for change in CHANGES if change != "as it is"])
 def test_exercises_work_by_changing_cells(change, new_notebook, tmp_path):
     """Each change is noticed, so that it is trained in a folder of its own, and resumes there to the bit."""
     new_notebook().optimize(1)

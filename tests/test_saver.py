@@ -596,7 +596,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["dropout", *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n != "dropout")]
+)
 def test_7_changed_networks_resume_to_the_bit(name, tmp_path):
     whole = Kernel(tmp_path / "whole", NETWORKS[name])
     whole.train(8)
@@ -957,6 +959,7 @@ def workers():
         process.wait()
 
 
+@pytest.mark.slow
 def test_17_processes_that_restored_different_iterations(workers, tmp_path):
     Kernel(tmp_path / "one").train(2)
     kept = files(tmp_path)
