@@ -259,7 +259,8 @@ class Saver:
         else:
             mine = self._original_variables()
             names = {name for name in values if name.startswith("network/")} | mine.keys()
-            if wrong := sorted(n for n in names if np.shape(values.get(n)) != np.shape(mine.get(n))):
+            shapes = {n: [np.shape(side[n]) if n in side else ... for side in (values, mine)] for n in names}
+            if wrong := sorted(n for n, (there, here) in shapes.items() if there != here):
                 lines = ["  the original program saved it, but these don't fit: " + ", ".join(wrong)]
         if not lines and step != _number(path):
             lines = [f"  its name says {_number(path)} iterations, but it is of {step}"]
@@ -268,7 +269,7 @@ class Saver:
     def _original_variables(self):
         """Return the variables by their names in the original program; those of Adam may be None."""
         moments = {v.path.split("/")[-1]: v for v in self._optimizer.variables}
-        variables = {}
+        variables = {"global_step": self._global_step}
         for v in self._network.variables:
             layer, name = v.path.split("/")[-2:]
             name = f"network/{layer}/{name}".replace("layer_softmax", "fully_connected")
