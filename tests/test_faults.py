@@ -22,7 +22,7 @@ import tensorflow as tf
 
 import saver as saver_module
 from saver import CheckpointError, Saver
-from tests.train import OFTEN, STAGES
+from tests.train import EXERCISE_OFTEN, OFTEN, STAGES
 from tools.notebook import ROOT, run_cells, settings
 
 ITERATIONS = 60
@@ -51,10 +51,10 @@ def start(stand_in_path, tmp_path):
     """A function that begins to train in another process, in the folder `checkpoints`."""
     processes = []
 
-    def run(iterations=ITERATIONS, *stage):
-        command = [sys.executable, "-m", "tests.train", stand_in_path, tmp_path / "checkpoints"]
+    def run(iterations=ITERATIONS, *options):
+        command = [sys.executable, "-u", "-m", "tests.train", stand_in_path, tmp_path / "checkpoints"]
         process = subprocess.Popen(
-            [*command, str(iterations), *stage],
+            [*command, str(iterations), *options],
             cwd=ROOT,
             text=True,
             stdout=subprocess.PIPE,
@@ -86,14 +86,17 @@ def wait_for(text, process):
 
 @pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 21))])
 def test_kill_while_training(number, start, new_notebook, uninterrupted, capsys):
-    """Each at a random moment after its first save."""
+    """Each at a random moment after one of its first saves."""
     process = start()
-    wait_for("Saved checkpoint.\n", process)
-    time.sleep(random.Random(number).uniform(0, 4))
+    num_saves = 1 + number % 8
+    for _ in range(num_saves):
+        wait_for("Saved checkpoint.\n", process)
+    time.sleep(random.Random(number).uniform(0, 0.2))
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     resumed = new_notebook(replace=OFTEN)
-    assert resumed.global_step >= 5  # Something was kept.
+    assert 5 * num_saves <= resumed.global_step < ITERATIONS
     resumed.optimize(ITERATIONS - int(resumed.global_step))
     assert state(resumed) == uninterrupted
     assert "set aside" not in capsys.readouterr().out
@@ -114,12 +117,29 @@ def test_kill_again_and_again(start, new_notebook, uninterrupted):
     assert state(resumed) == uninterrupted
 
 
+@pytest.mark.slow
+def test_kill_an_exercise(start, new_notebook, tmp_path):
+    """One with epochs in a new order and a learning-rate that depends on the iteration."""
+    process = start(16, "--exercise")
+    for _ in range(3):
+        wait_for("Saved checkpoint.\n", process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resumed = new_notebook(replace=EXERCISE_OFTEN)
+    whole = new_notebook(tmp_path / "whole", replace=EXERCISE_OFTEN)
+    assert 6 <= resumed.global_step < whole.last_iteration == 16
+    for notebook in (resumed, whole):
+        notebook.optimize(16 - int(notebook.global_step))
+    assert state(resumed) == state(whole)
+
+
 @pytest.mark.parametrize(
     "stage",
     [pytest.param(stage, marks=() if stage == "data moved" else pytest.mark.slow) for stage in STAGES],
 )
 def test_kill_while_saving(stage, start, new_notebook, uninterrupted, tmp_path, capsys):
-    process = start(ITERATIONS, stage)
+    process = start(ITERATIONS, "--kill-at", stage)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     resumed = new_notebook(replace=OFTEN)

@@ -1,19 +1,19 @@
 """Trains the notebook's network in a process of its own, which the tests interrupt and kill.
 
-    python -m tests.train DATA_PATH SAVE_DIR ITERATIONS [STAGE]
+    python -m tests.train DATA_PATH SAVE_DIR ITERATIONS [--kill-at STAGE] [--exercise]
 
-Saves every 5 iterations. When a STAGE of saving is given, the process kills itself there, in its
-seventh save.
+Saves every 5 iterations, and with a network of the last exercise every 2.
 """
 
+import argparse
 import os
 import signal
-import sys
 from pathlib import Path
 
 import tensorflow as tf
 
 from tests.conftest import NO_PICTURES
+from tools.exercises import CHANGES
 from tools.notebook import run_cells
 
 # Changes of the notebook: it saves and records every 5 iterations.
@@ -23,6 +23,11 @@ OFTEN = NO_PICTURES | {
     "    if step % 100 == 0:": "    if step % 5 == 0:",
     "if (i_global % 1000 == 0) or": "if (i_global % 5 == 0) or",
 }
+EXERCISE_OFTEN = (
+    CHANGES["79 % in half a minute"]
+    | NO_PICTURES
+    | {"if (i_global % 1000 == 0) or": "if (i_global % 2 == 0) or"}
+)
 STAGES = (
     "before writing",
     "half written",
@@ -75,12 +80,18 @@ def kill_at(stage):
 
 
 def main():
-    data_path, save_dir, iterations, *stage = sys.argv[1:]
-    notebook = run_cells(data_path, save_dir, OFTEN)
-    if stage:
-        kill_at(*stage)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data_path")
+    parser.add_argument("save_dir")
+    parser.add_argument("iterations", type=int)
+    parser.add_argument("--kill-at", choices=STAGES, help="stage of the seventh save")
+    parser.add_argument("--exercise", action="store_true")
+    arguments = parser.parse_args()
+    change = EXERCISE_OFTEN if arguments.exercise else OFTEN
+    notebook = run_cells(arguments.data_path, arguments.save_dir, change)
+    kill_at(arguments.kill_at)
     print("TRAINING BEGINS", flush=True)
-    notebook["optimize"](int(iterations) - int(notebook["global_step"]))
+    notebook["optimize"](arguments.iterations - int(notebook["global_step"]))
     print("TRAINING RETURNED", flush=True)
 
 
