@@ -326,6 +326,7 @@ def test_random_batch_draws_64_different_training_images(notebook):
     assert 0.005 < stats.chi2(len(pixels) - 1).cdf(statistic) < 0.995
 
 
+@pytest.mark.slow
 def test_training_improves_the_network_and_saves_checkpoints(new_notebook, tmp_path, capsys):
     notebook = new_notebook()
     x_batch, y_true_batch = notebook.random_batch(1)

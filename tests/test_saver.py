@@ -979,7 +979,8 @@ def test_17_a_folder_in_use(workers, tmp_path):
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
 def test_17_one_of_the_processes_is_stopped(number, workers, tmp_path):
     """Both stop after the same iteration, with one checkpoint by the first."""
     processes = workers([tmp_path, tmp_path], 100_000)

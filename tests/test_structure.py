@@ -105,6 +105,7 @@ def test_ruff(command):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_run_notebook(stand_in_path, tmp_path):
     """The whole notebook runs without a browser, in both ways that a run can begin."""
     environment = settings(stand_in_path, tmp_path / "checkpoints", 20)
