@@ -729,7 +729,8 @@ def _differences(old, new, sides=("there", "here")):
         old = dict.fromkeys(functions[1], "") | old
         new = dict.fromkeys(functions[0], "") | new
     old, new = ({key: _nameless(part) for key, part in side.items()} for side in (old, new))
-    return list(_compare(old, new, "", sides))
+    lines = list(_compare(old, new, "", sides))
+    return [*lines[:20], f"  and {len(lines) - 20} more"] if len(lines) > 20 else lines
 
 
 def _nameless(x, names=()):
@@ -749,7 +750,8 @@ def _nameless(x, names=()):
     if isinstance(x.get("layers"), list):
         configs = [layer.get("config") for layer in x["layers"] if isinstance(layer, dict)]
         names = [config.get("name") for config in configs if config]
-    return {key: _nameless(x[key], names) for key in x.keys() - {"module", "registered_name", "name"}}
+    without = {"module", "registered_name", "name", "build_config"}  # The shapes follow from the rest.
+    return {key: _nameless(x[key], names) for key in x.keys() - without}
 
 
 def _compare(old, new, place, sides):

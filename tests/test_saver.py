@@ -488,6 +488,14 @@ def test_4_comments_layout_and_names_make_no_difference(tmp_path):
     assert Kernel(tmp_path, same).global_step == 2
 
 
+def test_4_the_first_twenty_differences_are_told(tmp_path, capsys):
+    Kernel(tmp_path).train(2)
+    head = "def strength(step, largest=0.5):\n"
+    assert Kernel(tmp_path, {head: head + 30 * "    unused = 0\n"}).global_step == 0
+    output = capsys.readouterr().out
+    assert output.count("only here: unused = 0\n") == 20 and "\n  and 10 more\n" in output
+
+
 ########################################################################
 # 5. Checkpoints of the version before this one.
 
