@@ -46,10 +46,11 @@ bench: $(VENV)/run
 notebook: $(VENV)/run
 	$(BIN)/python -m tools.run_notebook --in-place
 
-# Draw the chart at the top of the notebook, from the network in the last checkpoint, and save the
-# README's picture from the outputs of the notebook.
+# Draw the chart at the top of the notebook, from the network in the last checkpoint, and the pictures of
+# the exercise on better networks, and save the README's pictures from the outputs of the notebook.
 pictures: $(VENV)/run
 	$(BIN)/python -m tools.draw_flowchart
+	$(BIN)/python -m tools.draw_better_networks
 	$(BIN)/python -m tools.save_results
 
 $(VENV)/run: requirements.txt $(VENV)/made

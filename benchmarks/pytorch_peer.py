@@ -123,14 +123,14 @@ class Trainer:
 
 def wide_network(widths):
     """The layers of tools/better_networks.py, as a torch module from NCHW images between 0 and 1."""
-    layers = [nn.Conv2d(3, 24, 2), nn.SiLU()]
+    layers = [nn.Conv2d(3, 24, 2), nn.GELU()]
     layers[0].weight.requires_grad_(False)
     channels = 24
     for width in widths:
         for pool in ([nn.MaxPool2d(2)], []):
             normalize = nn.BatchNorm2d(width, eps=1e-5)
             normalize.weight.requires_grad_(False)
-            layers += [nn.Conv2d(channels, width, 3, padding="same", bias=False), *pool, normalize, nn.SiLU()]
+            layers += [nn.Conv2d(channels, width, 3, padding="same", bias=False), *pool, normalize, nn.GELU()]
             channels = width
     network = nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(channels, 10, bias=False))
     return network.to(memory_format=torch.channels_last)

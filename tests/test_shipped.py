@@ -293,5 +293,9 @@ def test_better_networks_are_what_was_measured(curve):
         assert spread == (f"{np.std(accuracies, ddof=1):.1f}" if len(runs) > 1 else ""), change
         assert minutes == f"{np.mean(times):.1f}" and petaflop == f"{float(runs[0]['PFLOP']):.3f}", change
 
+    passed = curve[np.argmax(curve[:, 4] > 0.793), 3] / 60  # The original's accuracy.
+    assert min(accuracies) > 79.3 and round(passed / np.mean(times), -1) == 100
+    assert "about 100 times sooner than the tutorial's network does" in text
+
     told = re.findall(r"([\d.]+) % in ([\d.]+) minutes?", " ".join(README.split()))
     assert len(told) == 3 and set(told) <= {(row[1], row[4]) for row in steps}

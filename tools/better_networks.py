@@ -76,7 +76,7 @@ widths = [64, 128, 128]
 
 
 def main_network():
-    """Create a convolutional neural network with small filters, batch-normalization and SiLU."""
+    """Create a convolutional neural network with small filters, batch-normalization and GELU."""
     weights = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
 
     def convolution(width, name):
@@ -87,14 +87,14 @@ def main_network():
     def normalize_and_activate(name):
         return [
             BatchNormalization(scale=False, epsilon=1e-5, name=name + "_batch_normalize"),
-            keras.layers.Activation("silu", name=name + "_silu"),
+            keras.layers.Activation("gelu", name=name + "_gelu"),
         ]
 
     layers = [
         keras.Input(shape=(img_size_cropped, img_size_cropped, num_channels)),
         keras.layers.Rescaling(4.0, offset=-2.0, name="layer_rescale"),
         keras.layers.Conv2D(24, 2, kernel_initializer=weights, name="layer_conv1"),
-        keras.layers.Activation("silu", name="layer_conv1_silu"),
+        keras.layers.Activation("gelu", name="layer_conv1_gelu"),
     ]
     for i, width in enumerate(widths):
         first, second = "layer_conv{}".format(2 * i + 2), "layer_conv{}".format(2 * i + 3)
@@ -109,8 +109,15 @@ def main_network():
     return keras.Sequential(layers, name="network")
 '''
 
+CONVOLUTION = """\
+    def convolution(width, name):
+        return keras.layers.Conv2D(
+            width, 3, padding="same", use_bias=False, kernel_initializer=weights, name=name
+        )
+"""
+
 IDENTITY = {
-    "    def convolution(width, name):": '''\
+    CONVOLUTION: '''\
     def identity_weights(shape, dtype=None):
         """The first filters pass one channel each on, the others are random."""
         filters = np.array(weights(shape, dtype))
@@ -119,15 +126,13 @@ IDENTITY = {
         filters[1, 1, channels, channels] = 1.0
         return filters
 
-    def convolution(width, name):''',
-    'width, 3, padding="same", use_bias=False, kernel_initializer=weights, name=name': (
-        'width, 3, padding="same", use_bias=False, kernel_initializer=identity_weights, name=name'
-    ),
+'''
+    + CONVOLUTION.replace("=weights", "=identity_weights")
 }
 
 WHITENING = '''
 def whitening_filters(images):
-    """Return filters of 2 x 2 pixels whose outputs are uncorrelated and have a variance of 1."""
+    """Return 12 filters of 2 x 2 pixels with uncorrelated, equally strong outputs, and their negatives."""
     patches = tf.image.extract_patches(images, [1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1], "VALID")
     patches = tf.reshape(patches, [-1, 2 * 2 * num_channels])
     covariance = tf.matmul(patches, patches, transpose_a=True) / len(patches)
@@ -182,7 +187,7 @@ print(x_batch.shape, y_batch.shape)
 '''
 
 TRIANGLE = '''
-num_epochs = 14
+num_epochs = 16
 highest_rate = 1.0
 last_iteration = num_epochs * (len(images_train) // train_batch_size)
 
@@ -203,9 +208,9 @@ optimizer.build(network.trainable_variables)
 '''
 
 SMOOTH_LABELS = {
-    "    cross_entropy = tf.nn.softmax_cross_entropy_with_logits(": """\
+    "    cross_entropy = tf.nn.softmax_cross_entropy_with_logits(labels=labels, logits=logits)": """\
     labels = 0.8 * labels + 0.2 / num_classes
-    cross_entropy = tf.nn.softmax_cross_entropy_with_logits("""
+    cross_entropy = tf.nn.softmax_cross_entropy_with_logits(labels=labels, logits=logits)"""
 }
 
 FAST_BIASES = {
@@ -231,7 +236,9 @@ def y_pred(images):
 # The accuracy on the training-batch is of 64 images, as before; the one on the test-set is calculated at
 # the end.
 PROGRESS = {
-    'network.get_layer(layer_name + "_relu").output)': 'network.get_layer(layer_name + "_silu").output)',
+    'return keras.Model(network.inputs[0], network.get_layer(layer_name + "_relu").output)': (
+        'return keras.Model(network.inputs[0], network.get_layer(layer_name + "_gelu").output)'
+    ),
     "batch_acc = accuracy(x_batch, y_true_batch)": "batch_acc = accuracy(x_batch[:64], y_true_batch[:64])",
     "if step in (1000, 5000) or step % 10_000 == 0:": "if num_left == 0:",
     "if step % 100 == 0:": "if step % 100 == 0 or num_left == 0:",
@@ -271,15 +278,17 @@ fast_biases = whitening | FAST_BIASES | SMOOTH_LABELS
 six_views = fast_biases | {"y_pred": SIX_VIEWS}
 wider = six_views | {
     "widths = [64, 128, 128]": "widths = [64, 256, 256]",
-    "num_epochs = 14": "num_epochs = 11",
+    "num_epochs = 16": "num_epochs = 11",
 }
-# A quarter of the pixels, fewer channels, and more iterations with smaller batches.
+# The first filters move by two pixels at a time; fewer channels; more iterations with smaller batches.
 fast = {old: new for old, new in six_views.items() if old not in SOONER} | {
-    "keras.layers.Conv2D(24, 2, kernel": "keras.layers.Conv2D(24, 2, strides=2, kernel",
+    'keras.layers.Conv2D(24, 2, kernel_initializer=weights, name="layer_conv1"),': (
+        'keras.layers.Conv2D(24, 2, strides=2, kernel_initializer=weights, name="layer_conv1"),'
+    ),
     "widths = [64, 128, 128]": "widths = [48, 96, 96]",
     "keras.layers.MaxPooling2D(3),": "keras.layers.MaxPooling2D(2),",
     "train_batch_size = 500": "train_batch_size = 125",
-    "num_epochs = 14": "num_epochs = 2",
+    "num_epochs = 16": "num_epochs = 2",
     "highest_rate = 1.0": "highest_rate = 0.5",
 }
 

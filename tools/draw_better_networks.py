@@ -27,20 +27,18 @@ def draw_accuracies():
     _, _, _, seconds, accuracy = curve[np.isfinite(curve[:, 4])].T
 
     fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    ax.plot(seconds / 60, 100 * accuracy, "o-", color="gray", markersize=3)
-    ax.annotate("this notebook", (seconds[-1] / 60, 100 * accuracy[-1]), (6, -3), textcoords="offset points")
-    ax.plot(15 * 60, 79.3, "*", color="black", markersize=10)
-    ax.annotate("original, 2016", (15 * 60, 79.3), (-3, -16), textcoords="offset points", ha="right")
+    ax.plot(seconds / 60, 100 * accuracy, "o-", color="black", markersize=3, label="the tutorial's network")
+    ax.plot(15 * 60, 79.3, "*", color="black", markersize=10, label="the original in 2016")
     for number, change in enumerate(LADDER):
         mine = [(float(r["minutes"]), float(r["accuracy in %"])) for r in rows if r["change"] == change]
         if mine:
-            ax.plot(*zip(*mine, strict=True), "o", color=f"C{number}", markersize=4, alpha=0.6)
-            ax.annotate(change, np.mean(mine, axis=0), (-6, 4), textcoords="offset points", ha="right")
+            ax.plot(*zip(*mine, strict=True), "o", color=f"C{number}", markersize=5, alpha=0.6, label=change)
 
+    ax.legend(loc="lower right")
     ax.set_xscale("log")
     ax.set_xticks([0.5, 1, 3, 10, 30, 60, 15 * 60], ["½", "1", "3", "10", "30", "1 hour", "15 hours"])
     ax.minorticks_off()
-    ax.set_ylim(40, 100)
+    ax.set_ylim(40, 97)
     ax.set_xlabel("Minutes of training")
     ax.set_ylabel("Test accuracy in %")
     ax.grid(alpha=0.3)
@@ -52,12 +50,13 @@ def draw_filters():
     learned = run_cells(DATA_PATH, CHECKPOINT.parent)["weights_conv1"].numpy()
     with tempfile.TemporaryDirectory() as folder:
         whitening = run_cells(DATA_PATH, folder, LADDER["whitening"])["weights_conv1"].numpy()
-    fig = plt.figure(figsize=(8, 4), layout="constrained", facecolor="lightgray")
+    fig = plt.figure(figsize=(8, 4), layout="constrained")
     halves = fig.subfigures(1, 2)
     for half, filters, rows, columns, title in [
         (halves[0], whitening, 4, 6, "Whitening: 24 filters of 2 x 2 pixels, calculated"),
         (halves[1], learned, 8, 8, "The tutorial's: 64 filters of 5 x 5 pixels, learned"),
     ]:
+        half.set_facecolor("lightgray")
         half.suptitle(title, fontsize="medium")
         for ax, number in zip(half.subplots(rows, columns).flat, range(rows * columns), strict=True):
             one = filters[..., number]
