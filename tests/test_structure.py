@@ -9,9 +9,11 @@ import sys
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 import cifar10
-from tools.notebook import NOTEBOOK, ROOT, code_sha256, settings
+from tools.exercises import CHANGES
+from tools.notebook import NOTEBOOK, ROOT, changed_notebook, code_sha256, settings
 from tools.run_notebook import find_accuracy, find_data, last_save_failed
 
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
@@ -120,6 +122,21 @@ def test_run_notebook(stand_in_path, tmp_path):
         executed = nbformat.read(tmp_path / "build" / NOTEBOOK.name, as_version=4)
         assert find_accuracy(executed) == result.stdout.splitlines()[-1]
         assert "THIS IS NOT CIFAR-10" in (tmp_path / "build" / "cifar10_cnn.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["small filters", "79 % in half a minute"])
+def test_the_whole_notebook_of_an_exercise(change, stand_in_path, tmp_path, monkeypatch):
+    """It runs to its end, with all the pictures."""
+    for name in ("CIFAR10_DATA_PATH", "CIFAR10_SAVE_DIR"):
+        monkeypatch.setenv(name, settings(stand_in_path, tmp_path)[name])
+    notebook, _ = changed_notebook(CHANGES[change] | {"num_iterations": "num_iterations = 2"})
+    NotebookClient(notebook, kernel_name="python3", timeout=300).execute(cwd=ROOT)
+    assert (tmp_path / "cifar10_cnn-2.index").is_file()
+    assert find_accuracy(notebook).startswith("Accuracy on Test-Set: ")
+    for cell, changed in zip(CODE, (c for c in notebook.cells if c.cell_type == "code"), strict=True):
+        pictures = [["image/png" in output.get("data", {}) for output in c.outputs] for c in (cell, changed)]
+        assert sum(pictures[0]) == sum(pictures[1]), cell.source
 
 
 @pytest.mark.parametrize(
