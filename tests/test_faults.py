@@ -120,7 +120,7 @@ def test_kill_again_and_again(start, new_notebook, uninterrupted):
 @pytest.mark.slow
 def test_kill_an_exercise(start, new_notebook, tmp_path):
     """One with epochs in a new order and a learning-rate that depends on the iteration."""
-    process = start(16, "--exercise")
+    process = start(32, "--exercise")
     for _ in range(3):
         wait_for("Saved checkpoint.\n", process)
     process.kill()
@@ -128,9 +128,9 @@ def test_kill_an_exercise(start, new_notebook, tmp_path):
     assert process.returncode == -signal.SIGKILL
     resumed = new_notebook(replace=EXERCISE_OFTEN)
     whole = new_notebook(tmp_path / "whole", replace=EXERCISE_OFTEN)
-    assert 6 <= resumed.global_step < whole.last_iteration == 16
+    assert 6 <= resumed.global_step < whole.last_iteration == 32
     for notebook in (resumed, whole):
-        notebook.optimize(16 - int(notebook.global_step))
+        notebook.optimize(32 - int(notebook.global_step))
     assert state(resumed) == state(whole)
 
 
