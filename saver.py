@@ -258,9 +258,10 @@ class Saver:
             lines = ["  the original program saved it"]
         else:
             mine = self._original_variables()
-            names = {name for name in values if name.startswith("network/")} | mine.keys()
-            shapes = {n: [np.shape(side[n]) if n in side else ... for side in (values, mine)] for n in names}
-            if wrong := sorted(n for n, (there, here) in shapes.items() if there != here):
+            names = {name for name in values if name.startswith("network/")}
+            names |= {name for name, v in mine.items() if v is not None}
+            # It also has averages of the loss, single numbers, which nothing here corresponds to.
+            if wrong := sorted(n for n in names if np.shape(values.get(n, [])) != np.shape(mine.get(n))):
                 lines = ["  the original program saved it, but these don't fit: " + ", ".join(wrong)]
         if not lines and step != _number(path):
             lines = [f"  its name says {_number(path)} iterations, but it is of {step}"]
