@@ -30,9 +30,12 @@ def draw_accuracies():
     ax.plot(seconds / 60, 100 * accuracy, "o-", color="black", markersize=3, label="the tutorial's network")
     ax.plot(15 * 60, 79.3, "*", color="black", markersize=10, label="the original in 2016")
     for number, change in enumerate(LADDER):
-        mine = [(float(r["minutes"]), float(r["accuracy in %"])) for r in rows if r["change"] == change]
-        if mine:
-            ax.plot(*zip(*mine, strict=True), "o", color=f"C{number}", markersize=5, alpha=0.6, label=change)
+        mine = [row for row in rows if row["change"] == change]
+        last = max((int(row["iterations"]) for row in mine), default=0)
+        ends = [row for row in mine if int(row["iterations"]) == last]
+        if ends:
+            minutes, accuracies = ([float(r[name]) for r in ends] for name in ("minutes", "accuracy in %"))
+            ax.plot(minutes, accuracies, "o", color=f"C{number}", markersize=5, alpha=0.6, label=change)
 
     ax.legend(loc="lower right")
     ax.set_xscale("log")
