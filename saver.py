@@ -293,8 +293,7 @@ class Saver:
             return values["settings"]["began"]
         for name, v in self._original_variables().items():
             v.assign(values[name])
-        for v in (self._global_step, self._optimizer.iterations):
-            v.assign(_number(path))
+        self._optimizer.iterations.assign(_number(path))
         for v in self._objects.values():
             if isinstance(v, tf.Variable) and v.shape[:1] == [None]:  # A table: it has no rows then.
                 v.assign(v[:0], read_value=False)

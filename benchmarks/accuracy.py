@@ -21,10 +21,9 @@ import sys
 import numpy as np
 
 from benchmarks.bench import machine
-from tools.exercises import CHANGES
+from tools.exercises import CHANGES, RESULTS, read_results
 from tools.notebook import DATA_PATH, ROOT, run_cells
 
-RESULTS = ROOT / "benchmarks" / "accuracy.csv"
 COLUMNS = ["change", "measured on", "iterations", "seed", "accuracy in %", "minutes", "PFLOP", "machine"]
 
 # To choose between changes without a look at the test-set.
@@ -37,12 +36,6 @@ images_train, cls_train, labels_train = images_train[:45_000], cls_train[:45_000
         "images_test, cls_test, labels_test = held_out"
     ),
 }
-
-
-def read_results():
-    """Return the rows of the table as dictionaries."""
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def write_results(rows):

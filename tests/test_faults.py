@@ -84,16 +84,21 @@ def wait_for(text, process):
 # Killed.
 
 
+def kill(process, num_saves, seconds=0.0):
+    """Kill a process some seconds after one of its saves."""
+    for _ in range(num_saves):
+        wait_for("Saved checkpoint.\n", process)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+
+
 @pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 21))])
 def test_kill_while_training(number, start, new_notebook, uninterrupted, capsys):
     """Each at a random moment after one of its first saves."""
     process = start()
     num_saves = 1 + number % 8
-    for _ in range(num_saves):
-        wait_for("Saved checkpoint.\n", process)
-    time.sleep(random.Random(number).uniform(0, 0.2))
-    process.kill()
-    process.communicate()
+    kill(process, num_saves, random.Random(number).uniform(0, 0.2))
     assert process.returncode == -signal.SIGKILL
     resumed = new_notebook(replace=OFTEN)
     assert 5 * num_saves <= resumed.global_step < ITERATIONS
@@ -106,11 +111,7 @@ def test_kill_while_training(number, start, new_notebook, uninterrupted, capsys)
 def test_kill_again_and_again(start, new_notebook, uninterrupted):
     """A run that is killed after each of its first saves, until it reaches the end."""
     for number in range(4):
-        process = start()
-        wait_for("Saved checkpoint.\n", process)
-        time.sleep(random.Random(number).uniform(0, 0.5))
-        process.kill()
-        process.communicate()
+        kill(start(), 1, random.Random(number).uniform(0, 0.5))
     resumed = new_notebook(replace=OFTEN)
     assert resumed.global_step >= 20
     resumed.optimize(ITERATIONS - int(resumed.global_step))
@@ -121,10 +122,7 @@ def test_kill_again_and_again(start, new_notebook, uninterrupted):
 def test_kill_an_exercise(start, new_notebook, tmp_path):
     """One with epochs in a new order and a learning-rate that depends on the iteration."""
     process = start(32, "--exercise")
-    for _ in range(3):
-        wait_for("Saved checkpoint.\n", process)
-    process.kill()
-    process.communicate()
+    kill(process, 3)
     assert process.returncode == -signal.SIGKILL
     resumed = new_notebook(replace=EXERCISE_OFTEN)
     whole = new_notebook(tmp_path / "whole", replace=EXERCISE_OFTEN)
@@ -205,10 +203,8 @@ def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    for line in process.stdout:
-        if line.startswith("Global Step:    100"):
-            process.send_signal(signal.SIGINT)
-            break
+    wait_for("Global Step:    100", process)
+    process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "Saved checkpoint." in output and "Interrupted, with 99" in output
@@ -687,9 +683,7 @@ def test_read_only_folder_can_be_looked_at(two_checkpoints, small_disk, capsys):
 
 def test_two_processes_in_one_folder(start, new_notebook, tmp_path):
     process = start(100_000)
-    for line in process.stdout:
-        if line == "Saved checkpoint.\n":
-            break
+    wait_for("Saved checkpoint.\n", process)
     second = new_notebook(replace=OFTEN)  # It may look, but not train.
     step = second.global_step.numpy()
     owner = f"process {process.pid} on {socket.gethostname()} is training there"

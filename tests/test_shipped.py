@@ -1,6 +1,5 @@
 """Tests of the trained network that comes with the notebook, and of what is written about it."""
 
-import csv
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from scipy.special import softmax
 from tests.conftest import NO_PICTURES, needs_cifar10
 from tests.test_notebook import forward
 from tools.better_networks import LADDER
-from tools.exercises import CHANGES
+from tools.exercises import CHANGES, measured
 from tools.notebook import NOTEBOOK, ROOT, run_cells
 
 STEP = 150_000
@@ -251,14 +250,6 @@ def test_answers_show_the_changes_that_were_measured():
             # The network that is twice as wide isn't spelled out.
             elif change != "twice as wide" and new:
                 assert any(line in new for line in lines), new
-
-
-def measured(change):
-    """The rows of benchmarks/accuracy.csv for a change, on the test set after all its iterations."""
-    with (ROOT / "benchmarks" / "accuracy.csv").open(newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if (r["change"], r["measured on"]) == (change, "test-set")]
-    last = max(int(row["iterations"]) for row in rows)
-    return [row for row in rows if int(row["iterations"]) == last]
 
 
 def test_answers_are_what_was_measured():

@@ -126,12 +126,11 @@ def test_run_notebook(stand_in_path, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["small filters", "79 % in half a minute"])
-def test_the_whole_notebook_of_an_exercise(change, stand_in_path, tmp_path, monkeypatch):
+def test_the_whole_notebook_of_an_exercise(change, stand_in_path, tmp_path):
     """It runs to its end, with all the pictures."""
-    for name in ("CIFAR10_DATA_PATH", "CIFAR10_SAVE_DIR"):
-        monkeypatch.setenv(name, settings(stand_in_path, tmp_path)[name])
     notebook, _ = changed_notebook(CHANGES[change] | {"num_iterations": "num_iterations = 2"})
-    NotebookClient(notebook, kernel_name="python3", timeout=300).execute(cwd=ROOT)
+    client = NotebookClient(notebook, kernel_name="python3", timeout=300)
+    client.execute(cwd=ROOT, env=settings(stand_in_path, tmp_path))
     assert (tmp_path / "cifar10_cnn-2.index").is_file()
     assert find_accuracy(notebook).startswith("Accuracy on Test-Set: ")
     for cell, changed in zip(CODE, (c for c in notebook.cells if c.cell_type == "code"), strict=True):

@@ -89,7 +89,8 @@ def main():
     arguments = parser.parse_args()
     change = EXERCISE_OFTEN if arguments.exercise else OFTEN
     notebook = run_cells(arguments.data_path, arguments.save_dir, change)
-    kill_at(arguments.kill_at)
+    if arguments.kill_at:
+        kill_at(arguments.kill_at)
     print("TRAINING BEGINS", flush=True)
     notebook["optimize"](arguments.iterations - int(notebook["global_step"]))
     print("TRAINING RETURNED", flush=True)

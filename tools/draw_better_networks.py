@@ -6,7 +6,6 @@ images/better_networks.png is from benchmarks/accuracy.csv and the learning curv
 images/whitening.png from that network and from the images of CIFAR-10.
 """
 
-import csv
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tools.better_networks import LADDER
+from tools.exercises import measured
 from tools.notebook import DATA_PATH, ROOT, run_cells
 
 CHECKPOINT = ROOT / "checkpoints" / "cifar10_cnn-150000"
@@ -21,8 +21,6 @@ CHECKPOINT = ROOT / "checkpoints" / "cifar10_cnn-150000"
 
 def draw_accuracies():
     """Plot the test accuracy of each step over its minutes of training, beside the shipped network's."""
-    with (ROOT / "benchmarks" / "accuracy.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["measured on"] == "test-set"]
     curve = tf.train.load_checkpoint(CHECKPOINT).get_tensor("learning_curve/.ATTRIBUTES/VARIABLE_VALUE")
     _, _, _, seconds, accuracy = curve[np.isfinite(curve[:, 4])].T
 
@@ -30,11 +28,10 @@ def draw_accuracies():
     ax.plot(seconds / 60, 100 * accuracy, "o-", color="black", markersize=3, label="the tutorial's network")
     ax.plot(15 * 60, 79.3, "*", color="black", markersize=10, label="the original in 2016")
     for number, change in enumerate(LADDER):
-        mine = [row for row in rows if row["change"] == change]
-        last = max((int(row["iterations"]) for row in mine), default=0)
-        ends = [row for row in mine if int(row["iterations"]) == last]
-        if ends:
-            minutes, accuracies = ([float(r[name]) for r in ends] for name in ("minutes", "accuracy in %"))
+        if runs := measured(change):
+            minutes, accuracies = (
+                [float(run[name]) for run in runs] for name in ("minutes", "accuracy in %")
+            )
             ax.plot(minutes, accuracies, "o", color=f"C{number}", markersize=5, alpha=0.6, label=change)
 
     ax.legend(loc="lower right")

@@ -8,11 +8,14 @@ measures the same changes.
 """
 
 import argparse
+import csv
 
 import nbformat
 
 from tools.better_networks import LADDER
 from tools.notebook import ROOT, changed_notebook
+
+RESULTS = ROOT / "benchmarks" / "accuracy.csv"
 
 CONV1 = 'keras.layers.Conv2D({}, 5, padding="same", kernel_initializer=relu_weights, name="layer_conv1"),'
 CONV2 = 'keras.layers.Conv2D({}, 5, padding="same", kernel_initializer=relu_weights, name="layer_conv2"),'
@@ -61,6 +64,19 @@ CHANGES = {
     },
     **LADDER,
 }
+
+
+def read_results():
+    """Return the rows of benchmarks/accuracy.csv as dictionaries."""
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(change):
+    """Return the rows for a change, one for each seed, on the test-set after all its iterations."""
+    rows = [r for r in read_results() if (r["change"], r["measured on"]) == (change, "test-set")]
+    last = max((int(row["iterations"]) for row in rows), default=0)
+    return [row for row in rows if int(row["iterations"]) == last]
 
 
 def write(change):
