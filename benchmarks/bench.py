@@ -168,19 +168,21 @@ def run_whole_notebook():
 
 def machine(*more_packages):
     """Describe the processor and the versions in a line."""
-    model = platform.processor() or platform.machine()
-    features = set()
+    model, details = platform.processor() or platform.machine(), []
     if Path("/proc/cpuinfo").exists():
         text = Path("/proc/cpuinfo").read_text()
         model = re.search(r"model name\s*: (.*)", text)[1] if "model name" in text else model
-        features = {name for name in ("avx2", "avx512f") if f" {name} " in text}
+        # The name alone may be that of several generations: Zen 4 is family 25, Zen 5 is family 26.
+        if family := re.search(r"cpu family\s*: (\d+)", text):
+            details.append(f"family {family[1]}")
+        details += [name for name in ("avx2", "avx512f") if f" {name} " in text]
     versions = []
     for package in ("tensorflow", "keras", "numpy", *more_packages):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    cores = f"{os.cpu_count()} cores of {model} ({', '.join(sorted(features)) or 'unknown instructions'})"
+    cores = f"{os.cpu_count()} cores of {model} ({', '.join(details) or 'unknown instructions'})"
     return f"{cores}, Python {platform.python_version()}, {', '.join(versions)}"
 
 
