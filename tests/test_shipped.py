@@ -220,9 +220,9 @@ def test_filters_and_probabilities_in_the_text():
         for i in (1, 2)
     )
     assert f"{second:.3f} instead of {first:.3f}" in text_before("plot_conv_weights(weights=weights_conv2")
-    dog, cat = output_of("for i in np.argsort(label_pred[0])").splitlines()
+    dog, cat = output_of("for i in np.argsort(-label_pred[0])").splitlines()
     assert (dog[5:], cat[5:]) == ("  (5) dog", "  (3) cat")
-    text = text_before("for i in np.argsort(label_pred[0])")
+    text = text_before("for i in np.argsort(-label_pred[0])")
     assert f"dog, with a probability of {dog[:5]}. It gives a cat {cat[:5]}" in text
 
 

@@ -18,10 +18,15 @@ def pre_process_image(images, training, seed=None):
     return images
 '''
 
-FALLING_RATE = """
-last_iteration = 30_000
+SGD = """
+last_iteration = 20_000
 
-optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, last_iteration))
+optimizer = keras.optimizers.SGD(
+    keras.optimizers.schedules.CosineDecay(0.01, last_iteration),
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=0.03,
+)
 optimizer.build(network.trainable_variables)
 """
 
@@ -255,7 +260,7 @@ SOONER = {
 
 better_trained = {
     "pre_process_image": NO_COLORS,
-    "optimizer": FALLING_RATE,
+    "optimizer": SGD,
     "num_iterations": UP_TO_THE_LAST,
 }
 small_filters = better_trained | {"main_network": SMALL_FILTERS}
