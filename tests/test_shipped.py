@@ -16,7 +16,7 @@ from scipy.special import softmax
 from tests.conftest import NO_PICTURES, needs_cifar10
 from tests.test_notebook import forward
 from tools.better_networks import LADDER
-from tools.exercises import CHANGES, measured
+from tools.exercises import CHANGES, measured, processor
 from tools.notebook import NOTEBOOK, ROOT, run_cells
 
 STEP = 150_000
@@ -268,18 +268,18 @@ def test_better_networks_are_what_was_measured(curve):
     Where a row names several steps, they were measured together.
     """
     text = next(a for a in ANSWERS if "| PFLOP |" in a)
-    pattern = r"^\| (.*?) \| ([\d.]+)(?: ± ([\d.]+))? % \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$"
+    pattern = r"^\| (.*?) \| ([\d.]+)(?: ± ([\d.]+))? % \| (\d+) \| ([\d.]+), (.*?) \| ([\d.]+) \|$"
     shipped, *steps = re.findall(pattern, text, re.M)
     [as_it_is] = [row for row in measured("as it is") if row["seed"] == "42"]
     petaflop = float(as_it_is["PFLOP"]) * STEP / int(as_it_is["iterations"])
     accuracy, minutes = 100 * curve[-1, 4], curve[-1, 3] / 60
-    assert shipped[1:] == (f"{accuracy:.1f}", "", "1", f"{minutes:.1f}", f"{petaflop:.3f}")
+    assert shipped[1:] == (f"{accuracy:.1f}", "", "1", f"{minutes:.1f}", "Zen 5", f"{petaflop:.3f}")
     assert [name for row in steps for name in row[0].split(", ")] == list(LADDER)
-    for names, mean, spread, seeds, minutes, petaflop in steps:
+    for names, mean, spread, seeds, minutes, kind, petaflop in steps:
         change = names.split(", ")[-1]
         runs = measured(change)
         accuracies, times = ([float(run[name]) for run in runs] for name in ("accuracy in %", "minutes"))
-        assert len({run["machine"] for run in runs}) == 1, change
+        assert {processor(run) for run in runs} == {kind}, change
         assert (mean, seeds) == (f"{np.mean(accuracies):.1f}", str(len(runs))), change
         assert spread == (f"{np.std(accuracies, ddof=1):.1f}" if len(runs) > 1 else ""), change
         assert minutes == f"{np.mean(times):.1f}" and petaflop == f"{float(runs[0]['PFLOP']):.3f}", change

@@ -19,7 +19,7 @@ def pre_process_image(images, training, seed=None):
 '''
 
 SGD = """
-last_iteration = 20_000
+last_iteration = 25_000
 
 optimizer = keras.optimizers.SGD(
     keras.optimizers.schedules.CosineDecay(0.01, last_iteration),

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tools.better_networks import LADDER
-from tools.exercises import measured
+from tools.exercises import measured, processor
 from tools.notebook import DATA_PATH, ROOT, run_cells
 
 CHECKPOINT = ROOT / "checkpoints" / "cifar10_cnn-150000"
@@ -25,14 +25,15 @@ def draw_accuracies():
     _, _, _, seconds, accuracy = curve[np.isfinite(curve[:, 4])].T
 
     fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    ax.plot(seconds / 60, 100 * accuracy, "o-", color="black", markersize=3, label="the tutorial's network")
+    ax.plot(seconds / 60, 100 * accuracy, "o-", color="black", markersize=3, label="the tutorial's network (Zen 5)")
     ax.plot(15 * 60, 79.3, "*", color="black", markersize=10, label="the original in 2016")
     for number, change in enumerate(LADDER):
         if runs := measured(change):
             minutes, accuracies = (
                 [float(run[name]) for run in runs] for name in ("minutes", "accuracy in %")
             )
-            ax.plot(minutes, accuracies, "o", color=f"C{number}", markersize=5, alpha=0.6, label=change)
+            label = f"{change} ({processor(runs[0])})"
+            ax.plot(minutes, accuracies, "o", color=f"C{number}", markersize=5, alpha=0.6, label=label)
 
     ax.legend(loc="lower right")
     ax.set_xscale("log")

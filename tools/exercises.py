@@ -79,6 +79,12 @@ def measured(change):
     return [row for row in rows if int(row["iterations"]) == last]
 
 
+def processor(row):
+    """Return the name of the kind of processor that a row was measured on, which tells the minutes."""
+    kinds = {"family 25, avx2, avx512f": "Zen 4", "family 26, avx2, avx512f": "Zen 5"}
+    return next((name for kind, name in kinds.items() if kind in row["machine"]), "another")
+
+
 def write(change):
     """Write the changed notebook beside the notebook itself and return its path."""
     name = change.replace(" ", "-").replace("%", "percent")
