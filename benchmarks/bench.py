@@ -1,6 +1,6 @@
 """Measures the notebook and its peers side by side and writes the table benchmarks/results.md.
 
-    python -m benchmarks.bench            # what `make bench` runs; about 18 minutes on two cores
+    python -m benchmarks.bench            # what `make bench` runs; about 24 minutes on two cores
     python -m benchmarks.bench --quick    # one short round, to try it out
 
 Nothing else should run on the machine meanwhile. The programs take turns, so that a slow minute of
