@@ -25,14 +25,8 @@ def draw_accuracies():
     _, _, _, seconds, accuracy = curve[np.isfinite(curve[:, 4])].T
 
     fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    ax.plot(
-        seconds / 60,
-        100 * accuracy,
-        "o-",
-        color="black",
-        markersize=3,
-        label="the tutorial's network (Zen 5)",
-    )
+    label = "the tutorial's network (Zen 5)"
+    ax.plot(seconds / 60, 100 * accuracy, "o-", color="black", markersize=3, label=label)
     ax.plot(15 * 60, 79.3, "*", color="black", markersize=10, label="the original in 2016")
     for number, change in enumerate(LADDER):
         if runs := measured(change):
