@@ -279,7 +279,7 @@ def test_better_networks_are_what_was_measured(curve):
         change = names.split(", ")[-1]
         runs = measured(change)
         accuracies, times = ([float(run[name]) for run in runs] for name in ("accuracy in %", "minutes"))
-        assert {processor(run) for run in runs} == {kind}, change
+        assert len({run["machine"] for run in runs}) == 1 and processor(runs[0]) == kind, change
         assert (mean, seeds) == (f"{np.mean(accuracies):.1f}", str(len(runs))), change
         assert spread == (f"{np.std(accuracies, ddof=1):.1f}" if len(runs) > 1 else ""), change
         assert minutes == f"{np.mean(times):.1f}" and petaflop == f"{float(runs[0]['PFLOP']):.3f}", change
