@@ -66,8 +66,8 @@ def measure(change, seed, held_out, data_path):
     """Train the changed notebook and return its rows of the table."""
     measured_on = "5,000 held out" if held_out else "test-set"
     # One folder for all changes: the saver tells their checkpoints apart, and a change that concerns only
-    # the testing finds the network that was trained before.
-    folder = ROOT / "build" / "accuracy" / str(seed)
+    # the testing finds the network that was trained before. But another machine trains anew.
+    folder = ROOT / "build" / "accuracy" / machine().replace("/", "-") / str(seed)
     replace = CHANGES[change] | {"random_seed": f"random_seed = {seed}"} | (HELD_OUT if held_out else {})
     notebook = run_cells(data_path, folder, replace)
     last = notebook.get("last_iteration", 10_000)

@@ -212,6 +212,31 @@ def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
     assert len(list((tmp_path / "checkpoints").glob("*.index"))) == 1
 
 
+@pytest.mark.slow
+def test_interrupted_measurement_records_nothing(stand_in_path):
+    results = ROOT / "benchmarks" / "accuracy.csv"
+    before = results.read_bytes()
+    command = [sys.executable, "-m", "benchmarks.accuracy", "as it is", "--seeds", "987654"]
+    process = subprocess.Popen(
+        [*command, "--data-path", stand_in_path],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for("Global Step:    100", process)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1 and "Interrupted, so nothing is recorded." in output, output
+        assert results.read_bytes() == before
+    finally:
+        process.kill()
+        results.write_bytes(before)
+        for folder in (ROOT / "build" / "accuracy").glob("*/987654"):
+            shutil.rmtree(folder)
+
+
 def test_second_interrupt_aborts(tmp_path):
     training = tiny(tmp_path)
     before = signal.default_int_handler

@@ -80,6 +80,12 @@ def values_after(step):
     return values
 
 
+def at_most(difference):
+    """Round up to one digit."""
+    power = 10.0 ** np.floor(np.log10(difference))
+    return f"at most {np.ceil(difference / power) * power:.0e}"
+
+
 def test_number_of_parameters(restored, fidelity):
     names = {original_name(variable) for variable in restored.network.trainable_variables}
     theirs = sum(value.size for name, value in original_values().items() if name in names)
@@ -93,7 +99,7 @@ def test_outputs_with_the_original_weights(restored, fidelity):
     outputs = restored.y_pred(restored.images_test[:256]).numpy()
     np.testing.assert_allclose(outputs, expected, atol=1e-5, rtol=0)
     largest = np.abs(outputs - expected).max()
-    fidelity("softmax outputs of 256 test images, same weights", "", "", f"at most {largest:.0e}")
+    fidelity("softmax outputs of 256 test images, same weights", "", "", at_most(largest))
 
 
 @pytest.mark.slow
@@ -154,7 +160,7 @@ def test_training_goes_on_from_the_original_moments(step, open_original, tmp_pat
             np.testing.assert_allclose(variable, expected, atol=2e-6, rtol=0, err_msg=name)
             largest = max(largest, np.abs(variable.numpy() - expected).max())
     if step == 1000:
-        fidelity("Adam's update 1,001, same moments", "float64", "float32", f"at most {largest:.0e}")
+        fidelity("Adam's update 1,001, same moments", "float64", "float32", at_most(largest))
 
 
 @pytest.mark.slow

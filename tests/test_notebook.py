@@ -343,14 +343,23 @@ def test_training_improves_the_network_and_saves_checkpoints(new_notebook, tmp_p
     assert correct.mean() > 0.35
     assert notebook.global_step == notebook.optimizer.iterations == 400
     text = capsys.readouterr().out
-    assert re.findall(r"Global Step: +(\d+), Training Batch Accuracy: +[\d.]+%", text) == [
-        "100",
-        "200",
-        "300",
-        "400",
-    ]
+    assert text.startswith("Training from iteration 1 to 400.\n")
+    status = r"Global Step: +(\d+), Training Batch Accuracy: +[\d.]+%, [\d.]+ per second, (\S+) left"
+    shown = re.findall(status, text)
+    assert [step for step, _ in shown] == ["100", "200", "300", "400"] and shown[-1][1] == "0:00:00"
     assert "Saved checkpoint." in text and "Time usage: 0:0" in text
     assert (tmp_path / "checkpoints" / "cifar10_cnn-400.index").is_file()
+
+
+def test_progress_tells_the_rate_and_the_time_left(notebook, capsys):
+    notebook.print_progress(step=50, loss=1.0, seconds=5.0, speed=10.0, num_left=36_050)
+    assert capsys.readouterr().out.endswith("%, 10.0 per second, 1:00:05 left\n")
+
+
+@pytest.mark.parametrize("num_iterations", [0, -1])
+def test_no_iterations(num_iterations, notebook, capsys):
+    notebook.optimize(num_iterations)
+    assert notebook.global_step == 0 and capsys.readouterr().out == ""
 
 
 @pytest.mark.slow

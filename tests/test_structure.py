@@ -4,6 +4,7 @@ import ast
 import builtins
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -77,6 +78,18 @@ def test_readme_has_the_ratio_of_the_benchmark():
     assert f"{float(ratio):.1f} times as fast as the same network in PyTorch" in readme
 
 
+def test_readmes_have_the_measured_fidelity():
+    table, readme, tests = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for name in ("tests/fidelity.md", "README.md", "tests/README.md")
+    )
+    outputs, adam = re.findall(r"at most (\de-\d+)", table)
+    assert [float(x) for x in re.findall(r"to within (\de-\d+)", tests)] == [float(outputs), float(adam)]
+    assert [float(x) for x in re.findall(r"to within (\de-\d+)", readme)] == [float(outputs)]
+    z = max(abs(float(z)) for z in re.findall(r"z = (-?[\d.]+)", table))
+    assert f"differ by at most {z} standard errors" in tests
+
+
 def test_prose_before_every_code_cell():
     for before, cell in zip(CELLS, CELLS[1:], strict=False):
         if cell.cell_type == "code":
@@ -105,6 +118,36 @@ def test_ruff(command):
         [sys.executable, "-m", "ruff", *command, "."], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def make_environment(folder, python):
+    """Let make make an environment, without what goes into it."""
+    command = ["make", f"VENV={folder}", f"PYTHON={python}", f"{folder}/made"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="There is no make.")
+def test_half_made_environment(tmp_path):
+    """What a venv without pip has left behind is made again."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    result = make_environment(venv, sys.executable)
+    assert result.returncode == 0, result.stdout + result.stderr
+    subprocess.run([venv / "bin" / "python", "-m", "pip", "--version"], check=True)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="There is no make.")
+def test_environment_that_cannot_be_made(tmp_path):
+    """A Python without venv, as Debian's without python3-venv, can be mended and tried again."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nmkdir -p {tmp_path}/venv/bin\nexit 1\n'
+    )
+    python.chmod(0o755)
+    result = make_environment(tmp_path / "venv", python)
+    assert result.returncode != 0 and "sudo apt install python3-venv" in result.stdout
+    assert not (tmp_path / "venv" / "made").exists()
 
 
 @pytest.mark.slow
