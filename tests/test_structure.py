@@ -139,7 +139,7 @@ def test_half_made_environment(tmp_path):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="There is no make.")
 def test_environment_that_cannot_be_made(tmp_path):
-    """A Python without venv, as Debian's without python3-venv, can be mended and tried again."""
+    """It says what to do when Python has no venv, as on Debian without python3-venv."""
     python = tmp_path / "python"
     python.write_text(
         f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} "$@"\nmkdir -p {tmp_path}/venv/bin\nexit 1\n'
