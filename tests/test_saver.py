@@ -3,6 +3,7 @@
 The notebook of these tests is tiny. Its cells can be run again and edited, as in a kernel.
 """
 
+import codecs
 import itertools
 import json
 import linecache
@@ -671,6 +672,7 @@ def test_9_others_with_lower_numbers_are_kept(tmp_path):
 def as_user():
     """A function that takes root's rights from this process until the end of the test."""
     is_root = os.geteuid() == 0
+    codecs.lookup("ascii")  # Python may lie in root's home, so filelock couldn't load it later.
     yield lambda: os.seteuid(65534) if is_root else None
     if is_root:
         os.seteuid(0)
