@@ -65,9 +65,10 @@ def operations(network):
 def measure(change, seed, held_out, data_path):
     """Train the changed notebook and return its rows of the table."""
     measured_on = "5,000 held out" if held_out else "test-set"
+    this_machine = machine()
     # One folder for all changes: the saver tells their checkpoints apart, and a change that concerns only
     # the testing finds the network that was trained before. But another machine trains anew.
-    folder = ROOT / "build" / "accuracy" / machine().replace("/", "-") / str(seed)
+    folder = ROOT / "build" / "accuracy" / this_machine.replace("/", "-") / str(seed)
     replace = CHANGES[change] | {"random_seed": f"random_seed = {seed}"} | (HELD_OUT if held_out else {})
     notebook = run_cells(data_path, folder, replace)
     last = notebook.get("last_iteration", 10_000)
@@ -87,7 +88,7 @@ def measure(change, seed, held_out, data_path):
             "accuracy in %": f"{100 * accuracy:.2f}",
             "minutes": f"{seconds / 60:.2f}",
             "PFLOP": f"{step * operations_per_step / 1e15:.4f}",
-            "machine": machine(),
+            "machine": this_machine,
         }
         for step, _, _, seconds, accuracy in curve
         if not np.isnan(accuracy)

@@ -4,8 +4,8 @@
     python -m benchmarks.bench --quick    # one short round, to try it out
 
 Nothing else should run on the machine meanwhile. The programs take turns, so that a slow minute of
-the machine hits them all. PyTorch is measured if it is installed: pip install torch==2.13.0. One of
-its two forms needs a compiler for C++, such as g++.
+the machine hits them all. PyTorch is measured if it is installed: pip install torch==2.13.0. The
+form with compiled distortions needs a compiler for C++, such as g++.
 """
 
 import argparse

@@ -23,6 +23,7 @@ import tensorflow as tf
 import saver as saver_module
 from saver import CheckpointError, Saver
 from tests.train import EXERCISE_OFTEN, OFTEN, STAGES
+from tools.exercises import RESULTS
 from tools.notebook import ROOT, run_cells, settings
 
 ITERATIONS = 60
@@ -47,27 +48,38 @@ def uninterrupted(stand_in_path, tmp_path_factory):
 
 
 @pytest.fixture
-def start(stand_in_path, tmp_path):
-    """A function that begins to train in another process, in the folder `checkpoints`."""
+def begin():
+    """A function that runs a module of the project in another process, until the end of the test."""
     processes = []
 
-    def run(iterations=ITERATIONS, *options):
-        command = [sys.executable, "-u", "-m", "tests.train", stand_in_path, tmp_path / "checkpoints"]
+    def run(*arguments, env=None):
         process = subprocess.Popen(
-            [*command, str(iterations), *options],
+            [sys.executable, "-u", "-m", *arguments],
             cwd=ROOT,
+            env=env,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         processes.append(process)
-        wait_for("TRAINING BEGINS\n", process)
         return process
 
     yield run
     for process in processes:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def start(begin, stand_in_path, tmp_path):
+    """A function that begins to train in another process, in the folder `checkpoints`."""
+
+    def run(iterations=ITERATIONS, *options):
+        process = begin("tests.train", stand_in_path, tmp_path / "checkpoints", str(iterations), *options)
+        wait_for("TRAINING BEGINS\n", process)
+        return process
+
+    return run
 
 
 def wait_for(text, process):
@@ -193,16 +205,10 @@ def test_interrupt_while_training(number, start, new_notebook, uninterrupted, tm
 
 
 @pytest.mark.slow
-def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
+def test_interrupt_of_the_run_without_a_browser(begin, stand_in_path, tmp_path):
     """It saves a checkpoint and goes on to the results."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.run_notebook", "--build", tmp_path / "build"],
-        cwd=ROOT,
-        env=settings(stand_in_path, tmp_path / "checkpoints", 100_000),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    environment = settings(stand_in_path, tmp_path / "checkpoints", 100_000)
+    process = begin("tools.run_notebook", "--build", tmp_path / "build", env=environment)
     wait_for("Global Step:    100", process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
@@ -213,26 +219,18 @@ def test_interrupt_of_the_run_without_a_browser(stand_in_path, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupted_measurement_records_nothing(stand_in_path):
-    results = ROOT / "benchmarks" / "accuracy.csv"
-    before = results.read_bytes()
-    command = [sys.executable, "-m", "benchmarks.accuracy", "as it is", "--seeds", "987654"]
-    process = subprocess.Popen(
-        [*command, "--data-path", stand_in_path],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def test_interrupted_measurement_records_nothing(begin, stand_in_path):
+    before = RESULTS.read_bytes()
+    process = begin("benchmarks.accuracy", "as it is", "--seeds", "987654", "--data-path", stand_in_path)
     try:
         wait_for("Global Step:    100", process)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 1 and "Interrupted, so nothing is recorded." in output, output
-        assert results.read_bytes() == before
+        assert RESULTS.read_bytes() == before
     finally:
         process.kill()
-        results.write_bytes(before)
+        RESULTS.write_bytes(before)
         for folder in (ROOT / "build" / "accuracy").glob("*/987654"):
             shutil.rmtree(folder)
 

@@ -18,7 +18,7 @@ from scipy.special import softmax
 from tests.conftest import NO_PICTURES, needs_cifar10
 from tests.test_notebook import forward
 from tools.better_networks import LADDER
-from tools.exercises import CHANGES, measured, processor, read_results
+from tools.exercises import CHANGES, measured, processor
 from tools.notebook import NOTEBOOK, ROOT, run_cells
 
 STEP = 150_000
@@ -183,12 +183,7 @@ def test_seeds_in_the_text():
     ranges = re.findall(r"([\d.]+) to ([\d.]+) %", tests)
     assert [row[0] for row in readme] == ["1,000", "5,000", "10,000"]
     for (step, mean, spread, original), told in zip(readme, ranges, strict=True):
-        runs = [
-            run
-            for run in read_results()
-            if (run["change"], run["measured on"], run["iterations"])
-            == ("as it is", "test-set", step.replace(",", ""))
-        ]
+        runs = measured("as it is", iterations=int(step.replace(",", "")))
         accuracies = [float(run["accuracy in %"]) for run in runs]
         assert len(runs) == 8 and len({run["machine"] for run in runs}) == 1
         assert (mean, spread) == (f"{statistics.mean(accuracies):.1f}", f"{statistics.stdev(accuracies):.1f}")

@@ -19,6 +19,7 @@ from tools.run_notebook import find_accuracy, find_data, last_save_failed
 
 CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
 CODE = [cell for cell in CELLS if cell.cell_type == "code"]
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="There is no make.")
 
 
 def test_versions_are_those_of_the_requirements():
@@ -71,18 +72,20 @@ def test_outputs_are_of_cifar10():
     assert re.search(r"Accuracy on Test-Set: [\d.]+% \(\d+ / 10000\)", text)
 
 
+def text_in_a_line(name):
+    """Return what is in a file of the project, in one line."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
 def test_readme_has_the_ratio_of_the_benchmark():
     results = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
     ratio = re.search(r"^\| PyTorch.*\| ([\d.]+) \(", results, re.M)[1]
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    readme = text_in_a_line("README.md")
     assert f"{float(ratio):.1f} times as fast as the same network in PyTorch" in readme
 
 
 def test_readmes_have_the_measured_fidelity():
-    table, readme, tests = (
-        " ".join((ROOT / name).read_text(encoding="utf-8").split())
-        for name in ("tests/fidelity.md", "README.md", "tests/README.md")
-    )
+    table, readme, tests = map(text_in_a_line, ["tests/fidelity.md", "README.md", "tests/README.md"])
     outputs, adam = re.findall(r"at most (\de-\d+)", table)
     assert [float(x) for x in re.findall(r"to within (\de-\d+)", tests)] == [float(outputs), float(adam)]
     assert [float(x) for x in re.findall(r"to within (\de-\d+)", readme)] == [float(outputs)]
@@ -127,7 +130,7 @@ def make_environment(folder, python):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("make") is None, reason="There is no make.")
+@needs_make
 def test_half_made_environment(tmp_path):
     """What a venv without pip has left behind is made again."""
     venv = tmp_path / "venv"
@@ -137,7 +140,7 @@ def test_half_made_environment(tmp_path):
     subprocess.run([venv / "bin" / "python", "-m", "pip", "--version"], check=True)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="There is no make.")
+@needs_make
 def test_environment_that_cannot_be_made(tmp_path):
     """It says what to do when Python has no venv, as on Debian without python3-venv."""
     python = tmp_path / "python"

@@ -72,11 +72,11 @@ def read_results():
         return list(csv.DictReader(file))
 
 
-def measured(change):
-    """Return the rows for a change, one for each seed, on the test-set after all its iterations."""
+def measured(change, iterations=None):
+    """Return the rows of a change on the test-set, one for each seed, after so many iterations or all."""
     rows = [r for r in read_results() if (r["change"], r["measured on"]) == (change, "test-set")]
-    last = max((int(row["iterations"]) for row in rows), default=0)
-    return [row for row in rows if int(row["iterations"]) == last]
+    iterations = iterations or max((int(row["iterations"]) for row in rows), default=0)
+    return [row for row in rows if int(row["iterations"]) == iterations]
 
 
 def processor(row):
