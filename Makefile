@@ -42,15 +42,18 @@ test-oldest test-colab test-newest: test-%:
 bench: $(VENV)/run
 	$(BIN)/python -m benchmarks.bench
 
-# Run the notebook and keep the outputs in the notebook itself.
+# Run the notebook, keep the outputs in the notebook itself, and write its and the README's figures anew.
 notebook: $(VENV)/run
 	$(BIN)/python -m tools.run_notebook --in-place
+	$(BIN)/python -m benchmarks.tables
+	rm -f benchmarks/exercise-wider.ipynb
+	$(BIN)/python -m tools.exercises wider --folder benchmarks
 
 # Draw the chart at the top of the notebook, from the network in the last checkpoint, and the pictures of
 # the exercise on better networks, and save the README's pictures from the outputs of the notebook.
 pictures: $(VENV)/run
 	$(BIN)/python -m tools.draw_flowchart
-	$(BIN)/python -m tools.draw_better_networks
+	$(BIN)/python -m benchmarks.draw_better_networks
 	$(BIN)/python -m tools.save_results
 
 $(VENV)/run: requirements.txt $(VENV)/made

@@ -1,4 +1,4 @@
-"""The CIFAR-10 data set, and nothing else: fetch it, check it, load it as NumPy arrays.
+"""The CIFAR-10 data set: fetch it, check it, load it as NumPy arrays.
 
 CIFAR-10 holds 60,000 colour images of 32 x 32 pixels in ten classes, 50,000 for training and 10,000
 for testing: Alex Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
@@ -16,19 +16,24 @@ classes of drawn shapes, 2,000 images for training and 1,000 for testing. It is 
 fixed seed, so it takes no file and no network and is the same everywhere. The classes differ by shape
 alone, not by colour or position.
 
-No file is believed before it is checked. A downloaded archive must have the published SHA-256, and
-the labels and pixels must have the SHA-256 of the official ones, in whichever file they came. The files
-are pickles, which can hold a program, so they are searched for labels and pixels and never unpickled.
-Nothing that you put into `data_path` is ever changed or deleted.
+No file is believed before it is checked. A downloaded archive must have the SHA-256 that Keras gives for
+it (the page of the data set gives an MD5), and the labels and pixels must have the SHA-256 of the official
+ones, in whichever file they came. The files are pickles, which can hold a program, so they are searched for
+labels and pixels and never unpickled. Nothing that you put into `data_path` is ever changed or deleted.
 """
 
+import contextlib
 import errno
+import functools
 import gzip
 import hashlib
 import http.client
+import io
+import os
 import re
 import shutil
 import tarfile
+import tempfile
 import time
 import urllib.request
 import zlib
@@ -41,7 +46,8 @@ from tqdm import tqdm
 
 STAND_IN = "stand-in"
 
-# Folder for the data set, or STAND_IN. Set this before calling the functions below.
+# Folder that holds cifar-10-batches-py, or that folder itself, or STAND_IN; ~ is the home folder.
+# Set this before calling the functions below.
 data_path = "data/CIFAR-10/"
 
 img_size = 32
@@ -50,6 +56,7 @@ num_classes = 10
 
 _ARCHIVE = "cifar-10-python.tar.gz"
 _ARCHIVE_BYTES = 170_498_071
+# As Keras gives it. The page of the data set has an MD5 only.
 _ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 # The original host, then two mirrors of the identical file.
 _SOURCES = (
@@ -116,8 +123,9 @@ class _SlowSourceError(Exception):
 def maybe_download_and_extract():
     """Make sure that the seven files of CIFAR-10 are in `data_path`/cifar-10-batches-py/.
 
-    If they aren't, the archive cifar-10-python.tar.gz in `data_path` is extracted, and if there is
-    no such archive, it is downloaded first (170 MB). A download that was cut short is continued.
+    They may be in `data_path` itself, too. If they are in neither, the archive cifar-10-python.tar.gz in
+    `data_path` is extracted, or the cifar-10-python.tar that a browser makes of it, and if there is no
+    such archive, it is downloaded first (170 MB). A download that was cut short is continued.
     A slow source is left for the next one; if all are slow, the fastest of them is used.
     When several processes call this at once, one does the work and the others wait for it.
 
@@ -132,7 +140,7 @@ def maybe_download_and_extract():
     if is_stand_in():
         print(_STAND_IN_WARNING)
         return
-    folder = Path(data_path) / _FOLDER
+    folder = _folder()
     if _is_complete(folder):
         print("Data has apparently already been downloaded and unpacked.")
         return
@@ -141,7 +149,8 @@ def maybe_download_and_extract():
             if _is_complete(folder):
                 print("Another process has downloaded and unpacked the data.")
                 return
-            archive = folder.parent / _ARCHIVE
+            packed = folder.parent / _ARCHIVE
+            archive = next(filter(Path.is_file, (packed, packed.with_suffix(""))), packed)
             part = folder.parent / (_ARCHIVE + ".part")
             _check_free_space(archive, part)
             if not archive.exists():
@@ -149,7 +158,7 @@ def maybe_download_and_extract():
             else:
                 print(f"Found the archive: {archive}")
                 if _sha256(archive) != _ARCHIVE_SHA256:
-                    print("It isn't the official file (its SHA-256 differs), so only its images are checked.")
+                    print("It isn't the official file, or was unpacked, so only its images are checked.")
             _extract(archive, folder)
     except DataUnavailableError:
         raise
@@ -215,8 +224,32 @@ def is_stand_in():
     return Path(data_path) == Path(STAND_IN)
 
 
+def folder_lock(path, timeout=-1):
+    """Make the lock that lets only one process work in a folder. A with-statement holds it.
+
+    Where the file system has no locks, this says so, once in a process, and there is none to hold.
+
+    :param path: Path of the file of the lock, in a folder that exists.
+    :param timeout: Seconds to wait for another holder of the lock: 0 doesn't wait, -1 waits for ever.
+    :return: Context manager. Entering it raises filelock.Timeout if somebody else still holds the lock, and
+        OSError if its file can't be made or opened, e.g. because the folder is read-only.
+    """
+    if _has_locks(path.parent):
+        return FileLock(path, timeout=timeout)
+    _print_once("The file system has no locks: take care that only one program at a time writes to a folder.")
+    return contextlib.nullcontext()
+
+
 ########################################################################
 # Folders.
+
+
+def _folder():
+    """Return the path of the folder of the seven files, which `data_path` holds, or is already."""
+    path = Path(os.path.expanduser(data_path))
+    inner = path / _FOLDER
+    is_inner = not inner.exists() and any((path / name).is_file() for name in _FILES)
+    return path if is_inner else inner
 
 
 def _is_complete(folder):
@@ -235,12 +268,31 @@ def _is_complete(folder):
 def _one_process_at_a_time(folder):
     """Lock `folder`, which is made if need be, and return what releases it after a with-statement."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{_FOLDER}.lock")
+    path, lock = folder / f"{_FOLDER}.lock", contextlib.ExitStack()
     try:
-        return lock.acquire(blocking=False)
+        lock.enter_context(folder_lock(path, timeout=0))
     except Timeout:
         print(f"Waiting for another process that is making {folder / _FOLDER} ...")
-        return lock.acquire()
+        lock.enter_context(folder_lock(path))
+    return lock
+
+
+def _has_locks(folder):
+    """Tell whether files in `folder` can be locked. Where not, what FileLock does depends on its version."""
+    try:
+        import fcntl
+
+        with tempfile.TemporaryFile(dir=folder) as file:  # One that nobody else tries to lock meanwhile.
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                return False
+    except (ImportError, OSError):  # Windows has locks, and the lock itself meets all other errors.
+        pass
+    return True
+
+
+_print_once = functools.cache(print)
 
 
 ########################################################################
@@ -304,6 +356,7 @@ def _download(archive, part):
         + "There are three ways on:\n"
         f"  1. Fetch {_ARCHIVE} in another way, e.g. with a browser from {_SOURCES[-1]}\n"
         f"     (SHA-256 {_ARCHIVE_SHA256}), and put it into {archive.parent}.\n"
+        "     A browser may unpack it to cifar-10-python.tar, which will do as well.\n"
         f"  2. Copy the extracted folder {_FOLDER} from elsewhere into {archive.parent}.\n"
         "  3. Do without CIFAR-10 and use the small stand-in set:\n"
         "     cifar10.data_path = cifar10.STAND_IN\n"
@@ -372,8 +425,13 @@ def _received(response, expected, enough):
         raise _SourceError(f"{expected}, then the connection failed: {error}") from error
 
 
-class _BoundedGzipFile(gzip.GzipFile):
-    """A gzip file that doesn't let an archive's headers fill the memory."""
+class _BoundedTar(io.BufferedReader):
+    """A tar file, in gzip or unpacked, that doesn't let an archive's headers fill the memory."""
+
+    def __init__(self, path):
+        with open(path, "rb") as file:
+            is_packed = file.read(2) == b"\x1f\x8b"
+        super().__init__(gzip.GzipFile(path) if is_packed else io.FileIO(path))
 
     def read(self, size=-1):
         if size > _LARGEST_FILE:
@@ -388,7 +446,7 @@ def _extract(archive, folder):
     shutil.rmtree(unfinished, ignore_errors=True)  # A process may have been killed before it removed it.
     unfinished.mkdir()
     try:
-        with _BoundedGzipFile(archive) as stream, tarfile.open(fileobj=stream) as members:
+        with _BoundedTar(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as members:
             for member in members:
                 _extract_member(members, member, unfinished)
         _check_class_names(unfinished / _META)
@@ -430,7 +488,7 @@ def _extract_member(members, member, folder):
 
 def _from_folder(read, name):
     """Read a file in the folder of CIFAR-10, and add to an error what to do about it."""
-    path = Path(data_path) / _FOLDER / name
+    path = _folder() / name
     print(f"Loading data: {path}")
     try:
         return read(path)

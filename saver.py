@@ -1,7 +1,7 @@
 """Saves a training run to disk so that it can be stopped, or killed, at any moment and goes on later.
 
-    import saver
-    saver = saver.Saver(network=network, optimizer=optimizer, global_step=global_step, train_step=train_step)
+    saver = Saver(network=network, optimizer=optimizer, global_step=global_step,
+                  learning_curve=learning_curve, functions=[main_network, random_batch, train_step])
     saver.restore("checkpoints/")
     with saver.training() as interrupted:
         while ... and not interrupted.is_set():
@@ -9,55 +9,66 @@
             saver.save()
 
 A checkpoint is a pair of files in TensorFlow's own format, cifar10_cnn-<iterations>.index and
-cifar10_cnn-<iterations>.data-00000-of-00001, which `tf.train.load_checkpoint` reads. It also holds the
-identity of its training run: the network, the optimizer, and all source code, numbers and data that
-`train_step` uses. A folder may hold checkpoints of several runs. Only those of this one are restored,
-counted or deleted.
+cifar10_cnn-<iterations>.data-00000-of-00001, which `tf.train.load_checkpoint` reads. The variables have the
+names that they had in the original program of 2016, and "record" describes the run. A folder holds one run:
+that of its newest checkpoint.
 """
 
 import ast
 import contextlib
+import dataclasses
 import difflib
-import dis
+import errno
 import functools
 import hashlib
+import inspect
 import itertools
 import json
-import linecache
 import os
 import re
 import shutil
 import signal
 import socket
+import textwrap
+import threading
+import time
 import types
 import warnings
+import weakref
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from cifar10 import folder_lock
 
 # The last checkpoints are kept, and those after a multiple of so many iterations for good.
 MAX_TO_KEEP = 5
 KEEP_EVERY = 50_000
 
-_INDEX, _DATA = ".index", ".data-00000-of-00001"
-_FILE = r"cifar10_cnn-\d+(\.index|\.data-00000-of-00001)"
-_ANY_FILE = r"cifar10_cnn-\d+\..*"
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_SOURCE = "source of "
-_AT_RANDOM = "random weights"
-# What TensorFlow raises for files that are cut short, altered or missing.
-_DAMAGE = (tf.errors.OpError, IndexError, ValueError, RuntimeError)
-
-# The Saver that was used last knows what the memory of this process holds.
-_last = None
+_RESTART = "Restart the kernel and run all cells."
 _print_once = functools.cache(print)
 
 
 class CheckpointError(RuntimeError):
-    """Training can't be restored or begun. The message says why, and what to do."""
+    """Training can't be restored, begun or saved. The message says why, and what to do."""
+
+
+@dataclasses.dataclass
+class _Run:
+    """What is known of the training of a network in this process, also when the saver is made again."""
+
+    objects: dict  # But for the network, or it would be known for ever.
+    settings: dict  # When the optimizer was made. A rate that is set by hand is saved like the weights.
+    saved: tuple = (0, 0)  # The iterations and the optimizer's updates that are on the disk.
+    folder: Path | None = None
+    record: dict | None = None
+    failed: bool = False  # In the middle of an iteration.
+
+
+_runs = weakref.WeakKeyDictionary()
 
 
 class Saver:
@@ -66,354 +77,430 @@ class Saver:
     :param network: keras.Model whose variables are trained.
     :param optimizer: keras.optimizers.Optimizer for its trainable variables.
     :param global_step: tf.Variable, int64 of shape (), the number of iterations so far.
-    :param train_step: Function that performs an iteration. All functions, classes, numbers and data of
-        the notebook that it uses, and that these use, make this run different from others.
-    :param variables: More objects to save, e.g. a tf.Variable with the learning curve.
+    :param learning_curve: List of rows, lists of as many floats each, that records the progress.
+    :param functions: List of the functions that make the network and perform an iteration. They and the
+        notebook's functions, classes, numbers and arrays that they use make this run different from others.
     """
 
-    def __init__(self, *, network, optimizer, global_step, train_step, **variables):
+    def __init__(self, *, functions, **objects):
+        network, optimizer = objects["network"], objects["optimizer"]
         if not optimizer.built:  # Else its variables would be restored too late.
             optimizer.build(network.trainable_variables)
-        objects = {"network": network, "optimizer": optimizer, "global_step": global_step, **variables}
-        same = {name for name, part in objects.items() if _last and _last._objects.get(name) is part}
-        if same == objects.keys():  # Its cell was run again.
-            self.__dict__ = vars(_last)
-        else:
-            self._network, self._optimizer, self._global_step = network, optimizer, global_step
-            self._objects, self._folder = objects, None
-            # The rate the optimizer was made with. One that is set by hand is saved like the weights.
-            self._rate = _last._rate if "optimizer" in same else _learning_rate(optimizer)
-            self._saved = _last._saved if "global_step" in same else (0, 0)
-            self._is_trained = bool(same) and _last._progress()[0] > 0
-            self._is_chief = tf.distribute.get_strategy().extended.should_checkpoint
-            self._interrupts = _Interrupts()
-        self._train_step = train_step
+        known, rest = _runs.get(network), {name: x for name, x in objects.items() if x is not network}
+        if known is None or any(known.objects[name] is not x for name, x in rest.items()):
+            _runs[network] = _Run(rest, _settings(network, optimizer), known.saved if known else (0, 0))
+        self._run, self._objects, self._functions = _runs[network], objects, functions
 
-    def restore(self, save_dir):
-        """Restore the newest whole checkpoint of this training run in a folder.
+    def restore(self, save_dir, start_from=None):
+        """Restore the newest whole checkpoint of this run, or begin it. No file is changed.
 
-        It may also be in `save_dir`/changed-1 (2, 3, ...). Files are read and checked before any variable
-        is changed, and none is renamed. When there are checkpoints of other runs only, the differences
-        are printed, and a new folder changed-N is used. One of the original program counts as one of
-        this run when all its variables fit the network.
-
-        :param save_dir: Folder of the checkpoints; need not exist.
-        :raises CheckpointError: Something would be lost or mixed: there are checkpoints, but none is
-            whole, or one can't be read; the network in memory is trained, but not saved, or has no
-            checkpoint there. Nothing was changed.
+        :param save_dir: Folder of the checkpoints; need not exist. When it holds another run, the folder
+            within it that holds this one is used, or a new one, changed-1 (2, 3, ...).
+        :param start_from: Checkpoint, or folder with checkpoints, that a new run begins from, also of a
+            changed program or of 2016. All variables that fit are taken, but for the learning-rate, and so
+            are the number of iterations and the learning curve.
+        :raises CheckpointError: Something would be lost: there are checkpoints, but none is whole; one can't
+            be read; the network in memory is trained, but not saved, or not in this folder.
         """
-        global _last
+        run, base, other = self._run, Path(save_dir).expanduser(), ""
         self._check_objects()
-        step, _ = self._progress()
-        if step and step != self._saved[0]:
+        if (run.folder or any(run.saved)) and self._progress()[0] > run.saved[0] and not run.failed:
             raise CheckpointError(
-                f"The network has had {step} iterations, but they are not saved. Call saver.save(), or "
-                "restart the kernel, which gives them up."
+                f"The network has had {self._progress()[0]} iterations, of which {run.saved[0]} are saved. "
+                "Call saver.save(), or restart the kernel, which gives the others up."
             )
-        base, identity = Path(save_dir).expanduser(), self._make_identity()
-        folders, others, damaged = [base, *_files(base, r"changed-\d+")], {}, {}
-        for path in _checkpoints(*folders):
-            values, reasons = self._judge(path, identity)
-            if values is None:
-                raise CheckpointError(reasons[0])
-            if not reasons:
-                folder, began = path.parent, self._assign(path, values)
-                if any(other.parent == folder for other in others):
-                    print(f"{folder}{os.sep} also has newer checkpoints, of another training. They are kept.")
-                    folder = _empty_folder(base)
+        start, values = _newest(Path(start_from).expanduser()) if start_from else (None, {})
+        if start_from and not start:
+            raise CheckpointError(f"There is no checkpoint to start from: {start_from}")
+        record = {"began": start and str(start)} | _describe(self._functions, run.settings)
+        for folder in [base, *filter(_may_be_listed, _list(base))]:
+            path, found = _newest(folder)
+            differences = _differences(found["record"], record) if path else []
+            if path and start and start.parent != folder and not found["record"].get("began"):
+                differences.append("it began with new variables")
+            if path and not differences:
+                differences = [f"{name} doesn't fit" for name in self._misfits(found)]
+            if path and not differences:
+                self._assign(found)
+                record["began"] = found["record"]["began"]
+                print(f"Restored checkpoint from: {path}")
                 break
-            (others if values else damaged)[path] = reasons
-            if not values:
-                print(f"Damaged, so it is not used: {path} ({reasons[0]})")
+            if path and folder is base:
+                other = f"{folder}{os.sep} holds another training (changed: {_some(differences)}).\n"
         else:
-            folder, began = self._new_run(folders, others, damaged), _AT_RANDOM
-        self._folder, self._identity = folder.absolute(), identity | {"began": began}
-        self._saved, _last = self._progress(), self
+            folders = itertools.chain([base], (base / f"changed-{n}" for n in itertools.count(1)))
+            folder = next(folder for folder in folders if not _checkpoints(folder))
+            self._begin(folder, other, start, values)
+        run.folder, run.record, run.saved, run.failed = folder.absolute(), record, self._progress(), False
 
     def save(self):
         """Save a checkpoint in the folder of `restore`, and delete the oldest ones of this run.
 
-        The files are written elsewhere in the folder and get their names when they are whole and on the
-        disk, so a checkpoint is there completely or not at all. When it can't be saved, for example
-        because the disk is full, that is printed, no other file is touched, and training can go on.
+        The files get their names when they are whole and on the disk, so a checkpoint is there completely or
+        not at all. When it can't be saved, e.g. because the disk is full, that is printed, no other file is
+        touched, and training can go on.
 
         :return: Boolean whether it was saved.
-        :raises CheckpointError: `restore` wasn't called, or what is trained isn't what would be saved.
+        :raises CheckpointError: `restore` wasn't called; what is trained isn't what would be saved; or that
+            isn't sound, because an iteration failed or a number isn't finite.
         """
+        run, (step, updates) = self._run, self._progress()
         self._check_objects(needs_folder=True)
-        iterations, updates = np.subtract(self._progress(), self._saved)
-        if bool(iterations) != bool(updates):
+        curve = self._objects["learning_curve"]
+        if (step == run.saved[0]) != (updates == run.saved[1]) or (curve and curve[-1][0] > step):
             raise CheckpointError(
-                f"{iterations} iterations, but {updates} updates of the optimizer: a function made before a "
-                "cell was run again still trains what was there before. Restart the kernel and run all cells."
+                f"{step - run.saved[0]} iterations, but {updates - run.saved[1]} updates of the optimizer: a "
+                f"function made before a cell was run again still trains what was there before. {_RESTART}"
             )
-        if not self._is_chief:
-            self._saved = self._progress()
+        values = {name: np.asarray(keras.ops.convert_to_numpy(v)) for name, v in self._variables().items()}
+        if bad := [name for name, x in values.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]:
+            run.failed = True
+            raise CheckpointError(
+                f"After {step} iterations {_some(bad)} aren't finite, so they aren't saved. "
+                f"The checkpoint after {run.saved[0]} is kept. Try a lower learning-rate. {_RESTART}"
+            )
+        values["learning_curve"] = np.array(self._objects["learning_curve"], np.float64)
+        values["record"] = json.dumps(run.record)
+        path = run.folder / f"cifar10_cnn-{step}"
+        try:
+            if _is_chief():
+                _clear_unfinished(run.folder)
+                if _list(run.folder, path.name + _ENDINGS + r"(\.deleted)?") and not self._owns(path):
+                    raise FileExistsError(0, "another checkpoint has that name; move it away", str(path))
+                _write(path, values)
+                self._delete_old()
+        except (OSError, tf.errors.OpError) as error:
+            print(f"\nCOULD NOT SAVE {path}: {_first_line(error)}\n{_advice(error)}Training goes on.")
             return False
-        path = self._folder / f"cifar10_cnn-{self._progress()[0]}"
-        with self._interrupts:
-            try:
-                self._write(path)
-            except (OSError, tf.errors.OpError) as error:
-                print(
-                    f"COULD NOT SAVE {path}: {_first_line(error)}\nFree some space on that disk or make the "
-                    "folder writable. Training goes on, and the next call of saver.save() tries it again."
-                )
-                return False
-            self._saved = self._progress()
-            print("Saved checkpoint.")
-            self._delete_old()
-        return True
+        run.saved = step, updates
+        return _is_chief()
 
     @contextlib.contextmanager
     def training(self):
         """Let only this process train in the folder, and let it finish its work when interrupted.
 
-        Within this context the first SIGINT (the stop-button of Jupyter, Ctrl-C) or SIGTERM does
-        nothing but set the event. A second SIGINT raises KeyboardInterrupt, but not within a save.
-        Damaged checkpoints that are newer than the network are renamed, never deleted.
+        Within this context the first SIGINT (the stop-button of Jupyter, Ctrl-C), and each SIGTERM and SIGHUP
+        (the terminal is closed), does nothing but set the event. A second SIGINT raises KeyboardInterrupt.
+        Damaged checkpoints that are newer than the network are renamed, never deleted. What a run begins from
+        is saved first.
 
-        :return: Context that gives an object whose method `is_set()` returns the boolean whether there
-            was an interrupt, in any of the processes that train together.
-        :raises CheckpointError: `restore` wasn't called, something has changed since then, another
-            process is training there, there are newer checkpoints, or the processes that train together
-            have restored different ones.
+        :return: Context that gives an object whose method `is_set()` returns the boolean whether there was an
+            interrupt, in any of the processes that train together.
+        :raises CheckpointError: `restore` wasn't called, something has changed since then, an iteration has
+            failed, another process is training there, there are newer checkpoints, or the processes that
+            train together have restored different ones.
         :raises OSError: The folder can't be written.
         """
+        run, interrupted = self._run, _Interrupted()
         with contextlib.ExitStack() as stack:
             try:
                 self._check_objects(needs_folder=True)
-                if lines := _differences(self._identity, self._make_identity(), ("before", "now")):
-                    lines = "\n".join(lines)
+                if changes := _differences(run.record, _describe(self._functions, run.settings)):
                     raise CheckpointError(
-                        f"This training has changed since saver.restore(save_dir):\n{lines}\nUndo that. Or "
-                        "restart the kernel and run all cells: then it is another training, with a folder "
-                        "of its own."
+                        f"Changed since saver.restore(save_dir): {_some(changes)}. {_RESTART} Then this is "
+                        "another training, in a folder of its own."
                     )
-                if self._is_chief:
-                    stack.enter_context(_lock(self._folder))
-                    self._set_damaged_aside()
+                if _is_chief():
+                    stack.enter_context(_lock(run.folder))
+                    self._prepare_folder()
             except (CheckpointError, OSError):
                 _of_all_processes(-1)  # So that none waits for this one.
                 raise
-            steps = _of_all_processes(self._progress()[0])
-            if len(set(steps)) > 1:
-                have = ", ".join(f"process {i}: {n}" for i, n in enumerate(steps))
-                have = have.replace(": -1", " can't begin")
+            if len(set(steps := _of_all_processes(self._progress()[0]))) > 1:
+                have = ", ".join(f"process {i}: {'none' if n < 0 else n}" for i, n in enumerate(steps))
                 raise CheckpointError(
                     f"The processes must begin after the same iteration, but have restored: {have}. Let all "
                     "read the same save_dir, and restart them."
                 )
-            self._interrupts = _Interrupts()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                with contextlib.suppress(ValueError):  # Python delivers no signals to other threads.
-                    stack.callback(signal.signal, number, signal.signal(number, self._interrupts.note))
-            yield self._interrupts
+            for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+                before = signal.getsignal(number)
+                with contextlib.suppress(ValueError):  # Other threads get no signals.
+                    if before != signal.SIG_IGN:  # As nohup lets SIGHUP be.
+                        signal.signal(number, functools.partial(interrupted.note, before))
+                        stack.callback(signal.signal, number, before)
+            if run.record["began"] and not _checkpoints(run.folder):
+                self.save()
+            try:
+                yield interrupted
+            except tf.errors.OpError:
+                run.failed = True
+                raise
 
     def _progress(self):
         """Return the numbers of iterations and of the optimizer's updates so far."""
-        return int(self._global_step.numpy()), int(self._optimizer.iterations.numpy())
+        objects = self._objects
+        return int(objects["global_step"].numpy()), int(objects["optimizer"].iterations.numpy())
 
     def _check_objects(self, needs_folder=False):
-        """Check that the notebook still uses the objects of this Saver, and has called `restore`."""
-        if needs_folder and self._folder is None:
+        """Check that the notebook still uses the objects of this saver, and perhaps that they are sound."""
+        run, namespace = self._run, inspect.unwrap(_inner(self._functions[0])).__globals__
+        changed = [name for name, x in self._objects.items() if namespace.get(name, x) is not x]
+        others = [other for other in _runs.values() if other is not run]
+        changed += ["network"] * any(o.objects["optimizer"] is run.objects["optimizer"] for o in others)
+        if changed:
+            raise CheckpointError(f"Made again, so not what this saver saves: {_some(changed)}. {_RESTART}")
+        if needs_folder and run.folder is None:
             raise CheckpointError("It isn't known yet where to save: run saver.restore(save_dir) first.")
-        now = _notebook(self._train_step)
-        if changed := [name for name, part in self._objects.items() if now.get(name, part) is not part]:
+        if needs_folder and run.failed:
             raise CheckpointError(
-                f"{' and '.join(changed)}: made again, so it isn't what this saver saves. Restart the "
-                "kernel, or run the cells from there down again."
+                "An iteration failed half-way, or its numbers aren't finite, so the network isn't sound. Run "
+                "saver.restore(save_dir) again, which goes back to the last checkpoint."
             )
 
-    def _make_identity(self):
-        """Return the dictionary of all that makes this training run different from others."""
-        program = _Program(_notebook(self._train_step), [self._network, self._optimizer])
-        program.value(program.namespace.get("train_step", self._train_step))
-        optimizer = program.config(self._optimizer) | {"learning_rate": program.value(self._rate)}
-        return program.entries | {
-            "network": program.config(self._network),
-            "variables": [f"{v.name} {tuple(v.shape)}" for v in self._network.variables],
-            "optimizer": {"class_name": type(self._optimizer).__name__, "config": optimizer},
-        }
+    def _variables(self):
+        """Return all variables by their names in a checkpoint."""
+        variables = [*self._objects["network"].variables, *self._objects["optimizer"].variables]
+        names = _stable_names(v.path for v in variables)
+        for old, new in _ORIGINAL_NAMES.items():
+            names = {path: re.sub(old, new, name) for path, name in names.items()}
+        return {names[v.path]: v for v in variables} | {"global_step": self._objects["global_step"]}
 
-    def _judge(self, path, identity):
-        """Return the values in a checkpoint and the lines that say why it isn't one of this run.
+    def _misfits(self, values):
+        """Return the names of the variables for which there is no value that fits."""
+        shapes = {name: tuple(v.shape) for name, v in self._variables().items()}
+        return [name for name, shape in shapes.items() if name not in values or values[name].shape != shape]
 
-        The values are {} if it is damaged, and None if it can't be read.
-        """
-        try:
-            values = _read(path)
-        except FileNotFoundError as error:
-            return {}, [f"{Path(error.filename).name} is missing"]
-        except OSError as error:
-            return None, [f"{error.filename} can't be read: {error.strerror}. Change that, or move it away."]
-        except _DAMAGE as error:
-            return {}, [_first_line(error)]
-        step, lines = values.get("global_step" + _VALUE, values.get("global_step")), []
-        if values["settings"]:
-            lines = _differences(values["settings"], identity)
-        elif "beta1_power" not in values:
-            lines = ["  it was saved by another program"]
-        elif "began" in identity:
-            lines = ["  the original program saved it"]
-        else:
-            mine = self._original_variables()
-            names = {name for name in values if name.startswith("network/")}
-            names |= {name for name, v in mine.items() if v is not None}
-            # It also has averages of the loss, single numbers, which nothing here corresponds to.
-            if wrong := sorted(n for n in names if np.shape(values.get(n, [])) != np.shape(mine.get(n))):
-                lines = ["  the original program saved it, but these don't fit: " + ", ".join(wrong)]
-        if not lines and step != _number(path):
-            lines = [f"  its name says {_number(path)} iterations, but it is of {step}"]
-        return values, lines
+    def _assign(self, values, but=()):
+        """Assign the variables the values that fit, and record the learning curve."""
+        misfits = self._misfits(values)
+        for name, v in self._variables().items():
+            if name not in misfits and not name.endswith(but):
+                v.assign(values[name])
+        self._objects["learning_curve"][:] = values.get("learning_curve", np.zeros(0)).tolist()
 
-    def _original_variables(self):
-        """Return the variables by their names in the original program; those of Adam may be None."""
-        moments = {v.path.split("/")[-1]: v for v in self._optimizer.variables}
-        variables = {"global_step": self._global_step}
-        for v in self._network.variables:
-            layer, name = v.path.split("/")[-2:]
-            name = f"network/{layer}/{name}".replace("layer_softmax", "fully_connected")
-            name = name.replace("_batch_normalize", "/batch_normalize").replace("kernel", "weights")
-            variables[name] = v
-            if v.trainable:
-                for ending, moment in (("Adam", "momentum"), ("Adam_1", "velocity")):
-                    variables[f"{name}/{ending}"] = moments.get(f"{v.path.replace('/', '_')}_{moment}")
-        return variables
-
-    def _assign(self, path, values):
-        """Assign all variables the values of a checkpoint, and return how its training run began."""
-        if values["settings"]:
-            _read(path, into=self._parts())
-            print(f"Restored checkpoint from: {path}")
-            now = _learning_rate(self._optimizer)
-            if isinstance(now, float) and not np.isclose(now, self._rate, rtol=1e-6, atol=0):
-                print(f"Its learning rate is {now:g}, set by hand. To set it back:")
-                print(f"optimizer.learning_rate = {self._rate:g}")
-            return values["settings"]["began"]
-        for name, v in self._original_variables().items():
-            v.assign(values[name])
-        self._optimizer.iterations.assign(_number(path))
-        for v in self._objects.values():
-            if isinstance(v, tf.Variable) and v.shape[:1] == [None]:  # A table: it has no rows then.
-                v.assign(v[:0], read_value=False)
-        print(f"Restored checkpoint of the original program from: {path}")
-        return f"the original program's checkpoint after {_number(path)} iterations"
-
-    def _new_run(self, folders, others, damaged):
-        """Return the folder for a new network, or raise an error if there must be none."""
-        if self._is_trained or any(self._progress()):
-            raise CheckpointError(
-                f"There is no checkpoint of this training in {folders[0]}, but the network in memory is "
-                "trained. To train a new one there, restart the kernel and run all cells. To go on there "
-                f"with this one, copy its newest checkpoint there first, from {self._folder or 'its folder'}."
+    def _begin(self, folder, other, start, values):
+        """Begin a run in an empty folder, with new variables or from a checkpoint."""
+        run, place = self._run, f"{folder}{os.sep}"
+        if start:
+            self._assign(values, but="/learning_rate")
+            print(f"{other}Started from {start}, to be trained on in {place}")
+            if new := [n for n in self._misfits(values) if "/Adam" not in n and "learning_rate" not in n]:
+                print(f"New, because none there fits: {_some(new)}.")
+            return
+        if any(run.saved) or self._progress()[1]:
+            go_on = f' To go on with this one: saver.restore(save_dir, start_from="{run.folder}")' * bool(
+                run.folder
             )
-        for folder in folders:
-            names = [file.name for file in _files(folder, _ANY_FILE)]
-            if names and not any(path.parent == folder for path in others):
-                reasons = [f"{path.name}: {why}" for path, [why] in damaged.items() if path.parent == folder]
-                lines = "\n  ".join(reasons or names)
+            raise CheckpointError(
+                f"There is no checkpoint of this training in {place}, but the network in memory is trained. "
+                f"To begin with a new one, restart the kernel and run all cells.{go_on}"
+            )
+        self._objects["global_step"].assign(0)
+        self._objects["learning_curve"].clear()
+        if other:
+            print(f"{other}To train on from its weights: saver.restore(save_dir, start_from=save_dir)")
+        print(f"No checkpoint in {place}, so the variables are new ones.")
+
+    def _owns(self, path):
+        with contextlib.suppress(OSError, _DamagedError):
+            record = _read(path)["record"]
+            return record.get("began") == self._run.record["began"] and not _differences(
+                record, self._run.record
+            )
+        return False
+
+    def _prepare_folder(self):
+        """Tidy up after a process that was killed, and let nothing be newer than the network."""
+        folder, step = self._run.folder, self._progress()[0]
+        _clear_unfinished(folder)
+        for path in (path for path in _checkpoints(folder) if _number(path) > step):
+            try:
+                _read(path)
+            except _DamagedError as error:
+                for file in _list(folder, re.escape(path.name) + _ENDINGS):
+                    names = (file.with_name(f"{file.name}.damaged-{n}") for n in itertools.count(1))
+                    file.rename(next(name for name in names if not name.exists()))
+                print(f"Damaged, so it is set aside: {path} ({error})")
+            else:
                 raise CheckpointError(
-                    f"There are checkpoints in {folder}, but none is whole:\n  {lines}\nNothing was changed. "
-                    "Put a whole copy there, move these files away to begin anew, or choose another save_dir."
+                    f"{path} is newer than this network, which has had {step} iterations. Run "
+                    "saver.restore(save_dir) again, or choose another save_dir."
                 )
-        for path, differences in itertools.islice(others.items(), 1):
-            print(f"The checkpoints in {path.parent}{os.sep} are of another training. They are kept.")
-            print("It differs from this one in:", *differences, sep="\n")
-        folder = _empty_folder(folders[0])
-        print(f"No checkpoint in {folder}{os.sep}, so the variables are new ones.")
-        return folder
-
-    def _parts(self, settings=""):
-        """Return the objects to save, by name."""
-        parts = self._objects | {"settings": _Text(settings)}
-        # Random layers, e.g. Dropout, have a state that TensorFlow doesn't find by itself.
-        seeds = [v.value for v in self._network.variables if not any(v is w for w in self._network.weights)]
-        return parts | {"random_layers": seeds} if seeds else parts
-
-    def _write(self, path):
-        unfinished = path.with_name("cifar10_cnn-unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # A process was killed before it could remove it.
-        if path in _checkpoints(path.parent) and self._judge(path, self._identity)[1]:
-            raise FileExistsError("a checkpoint of another training, or a damaged one, has that name")
-        unfinished.mkdir(parents=True)
-        try:
-            parts = self._parts(json.dumps(self._identity))
-            tf.train.Checkpoint(**parts).write(str(unfinished / path.name))
-            for ending in (_DATA, _INDEX):
-                _sync(unfinished / (path.name + ending))
-            # Whoever finds the index finds the data too.
-            for ending in (_DATA, _INDEX):
-                os.replace(unfinished / (path.name + ending), f"{path}{ending}")
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _delete_old(self):
         """Delete the oldest checkpoints of this run. When killed on the way, the next call goes on."""
-        own = [path for path in _checkpoints(self._folder) if not self._judge(path, self._identity)[1]]
+        folder = self._run.folder
         try:
-            _sync(self._folder)
-            _sync(self._folder.parent)
-            for path in reversed(own[MAX_TO_KEEP:]):
-                if _number(path) % KEEP_EVERY:
+            for path in _checkpoints(folder)[MAX_TO_KEEP:]:
+                if _number(path) % KEEP_EVERY and self._owns(path):
                     Path(f"{path}{_INDEX}").rename(f"{path}{_INDEX}.deleted")
-            for file in _files(self._folder, r"cifar10_cnn-\d+\.index\.deleted"):
+            for file in _list(folder, r"cifar10_cnn-\d+\.index\.deleted"):
                 file.with_name(file.name.replace(f"{_INDEX}.deleted", _DATA)).unlink(missing_ok=True)
                 file.unlink()
         except OSError as error:
-            _print_once(f"Old checkpoints can't be deleted, so they are kept: {_first_line(error)}")
+            _print_once(f"Old checkpoints can't be deleted, so they are kept: {error.strerror}")
 
-    def _set_damaged_aside(self):
-        """Rename damaged checkpoints that are newer than the network; whole ones are an error."""
-        step, _ = self._progress()
-        for path in itertools.takewhile(lambda path: _number(path) > step, _checkpoints(self._folder)):
-            values, reasons = self._judge(path, self._identity)
-            if values != {}:
-                raise CheckpointError(
-                    f"{self._folder} has a checkpoint after {_number(path)} iterations, but this network has "
-                    f"had {step}. Restore that one first, or choose another save_dir."
-                )
-            for file in filter(Path.exists, (Path(f"{path}{ending}") for ending in (_INDEX, _DATA))):
-                names = (file.with_name(f"{file.name}.damaged-{number}") for number in itertools.count(1))
-                file.rename(next(name for name in names if not name.exists()))
-            print(f"Damaged, so it is set aside: {path} ({reasons[0]})")
+
+def read_learning_curve(folder):
+    """Return the learning curve in the newest checkpoint of a folder, an array with a row for each entry."""
+    return _newest(Path(folder).expanduser())[1]["learning_curve"]
+
+
+########################################################################
+# The record of a run.
+
+# From Keras' names of variables to those of the original program, with Adam's moments.
+_PART = r"^adam/network_(\w+)_(kernel|bias|beta|gamma)"
+_ORIGINAL_NAMES = {
+    rf"{_PART}_momentum$": r"network/\1/\2/Adam",
+    rf"{_PART}_velocity$": r"network/\1/\2/Adam_1",
+    "/layer_softmax/": "/fully_connected/",
+    "_batch_normalize/": "/batch_normalize/",
+    "/kernel": "/weights",
+}
+
+
+def _stable_names(names):
+    """Return names by their names in Keras, which counts on for a layer that is made again."""
+    stable, counts = {}, {}
+    for name in dict.fromkeys(names):
+        plain = re.sub(r"_\d+(?=[/_]|$)", "", name)
+        counts[plain] = counts.get(plain, -1) + 1
+        stable[name] = f"{plain}_{counts[plain]}" if counts[plain] else plain
+    return stable
+
+
+def _settings(network, optimizer):
+    """Return the settings of the layers and the optimizer by dotted names."""
+    names = _stable_names(layer.name for layer in network.layers)
+    settings = {"layers": list(names.values())}
+    for name, x in [*((names[layer.name], layer) for layer in network.layers), ("optimizer", optimizer)]:
+        with warnings.catch_warnings(), contextlib.suppress(NotImplementedError, TypeError, ValueError):
+            warnings.simplefilter("ignore")  # Keras warns of each lambda.
+            settings |= _flat(x.get_config(), name)
+        settings[name] = type(x).__name__
+    return {name: x for name, x in settings.items() if not name.endswith(".name")}
+
+
+def _flat(x, name):
+    """Return the settings of a Keras object, with those of objects within it, by dotted names."""
+    if isinstance(x, dict) and x.get("class_name") == "DTypePolicy":
+        return {name: x["config"]["name"]}
+    if isinstance(x, dict) and "class_name" in x:
+        inner = {} if x["class_name"] == "__lambda__" else _flat(x["config"], name)  # It has no stable text.
+        return inner | {name: x["class_name"]}
+    if isinstance(x, dict) and x.keys() == {"value"}:  # A lambda, which has no stable text.
+        return {}
+    if isinstance(x, list) and any(isinstance(v, dict) for v in x):
+        x = dict(enumerate(x))
+    if isinstance(x, dict):
+        return {key: part for k, v in x.items() for key, part in _flat(v, f"{name}.{k}").items()}
+    return {name: x if isinstance(x, (bool, int, float, str, type(None))) else str(np.ravel(x).tolist())}
+
+
+def _inner(function):
+    """Return a function without what is put around it by tf.function, @property or @classmethod."""
+    function = getattr(function, "python_function", getattr(function, "fget", function))
+    return getattr(function, "__func__", function)
+
+
+def _describe(functions, settings):
+    """Return the settings, and the source of the functions and of all functions of the notebook that these
+    and the classes in the settings use, with the numbers, texts and arrays that they use.
+    """
+    namespace = inspect.unwrap(_inner(functions[0])).__globals__
+    sources, values = {}, {}
+    waiting = [namespace.get(_inner(function).__name__, function) for function in functions]
+    waiting += [namespace.get(name) for name in settings.values() if isinstance(name, str)]
+    for x in waiting:  # It grows on the way.
+        waiting += vars(x).values() if isinstance(x, type) else []
+        x = _inner(x)
+        waiting += [x.__wrapped__] if hasattr(x, "__wrapped__") else []
+        if not isinstance(x, types.FunctionType) or x.__globals__ is not namespace:
+            continue
+        source, names = _source(x)
+        if sources.get(x.__code__.co_qualname) == source:
+            continue
+        sources[x.__code__.co_qualname] = source
+        used = {name: namespace[name] for name in names & namespace.keys()} | inspect.getclosurevars(
+            x
+        ).nonlocals
+        waiting += filter(callable, used.values())
+        values |= {name: text for name, value in used.items() if (text := _value(value)) is not None}
+    return {"settings": settings | values, "functions": sources}
+
+
+def _source(function):
+    """Return the source of a function without comments and docstrings, and the names that it uses."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
+    except (OSError, TypeError, SyntaxError):  # E.g. a lambda in the middle of a call.
+        return function.__code__.co_code.hex(), set(function.__code__.co_names)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    codes = [function.__code__]  # With those of the functions within it.
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    variables = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return ast.unparse(tree), variables & {name for code in codes for name in code.co_names}
+
+
+def _value(x):
+    """Return what stands for a number, a text, a list of these or an array in JSON, or None."""
+    if isinstance(x, np.ndarray) or (isinstance(x, tf.Tensor) and hasattr(x, "numpy")):
+        x = np.ascontiguousarray(x)
+        data = repr(x.tolist()).encode() if x.dtype == object else x.reshape(-1).view(np.uint8)
+        return f"{x.dtype} {x.shape} {hashlib.sha256(data).hexdigest()[:16]}"
+    with contextlib.suppress(TypeError, ValueError):
+        return json.loads(json.dumps(x.item() if isinstance(x, np.generic) else x))
+
+
+def _differences(old, new):
+    """Return sentences that say what differs between two records.
+
+    Settings and functions that only one has make no difference: versions of Keras differ in these, and a
+    function that isn't used any more has changed the one that used it.
+    """
+    if "functions" not in old:
+        return [old.get("origin", "it was saved by another program")]
+    old_layers, new_layers = old["settings"]["layers"], new["settings"]["layers"]
+    sentences = [f"{layer} is removed" for layer in old_layers if layer not in new_layers]
+    sentences += [f"{layer} is new" for layer in new_layers if layer not in old_layers]
+    for name, x in old["settings"].items():
+        if name in new["settings"] and name != "layers" and x != new["settings"][name]:
+            pair = x, new["settings"][name]
+            text = (f"{x:.6g}" if isinstance(x, float) else textwrap.shorten(str(x), 40) for x in pair)
+            sentences.append(f"{name} {' → '.join(text)}")
+    for name in sorted(old["functions"].keys() & new["functions"].keys()):
+        pair = [record["functions"][name].splitlines() for record in (old, new)]
+        signs = [line[0] for line in difflib.ndiff(*pair)]
+        removed, added = signs.count("-"), signs.count("+")
+        counts = (min(removed, added), "changed"), (removed - added, "removed"), (added - removed, "new")
+        if text := ", ".join(f"{n} line{'s' * (n > 1)} {what}" for n, what in counts if n > 0):
+            sentences.append(f"{name}: {text}")
+    return sentences
+
+
+def _some(names):
+    """Return a text that tells the first three of a list."""
+    return ", ".join(names[:3]) + (f", and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 ########################################################################
 # Interrupts, and other processes.
 
 
-class _Interrupts:
-    """Notes SIGINT and SIGTERM. A second SIGINT breaks off, but not within this context."""
-
-    def __init__(self):
-        self._signals, self._is_held = [], False
+class _Interrupted(threading.Event):
+    """Whether there was an interrupt, in any of the processes that train together."""
 
     def is_set(self):
-        return any(_of_all_processes(bool(self._signals)))
+        return any(_of_all_processes(super().is_set()))
 
-    def note(self, number, frame):
-        self._signals.append(number)
-        if len(self._signals) == 1:
-            with contextlib.suppress(RuntimeError):  # It came in the middle of another print.
+    def note(self, before, number, frame):
+        if number == signal.SIGINT:  # The next one breaks off.
+            signal.signal(number, before)
+        with contextlib.suppress(RuntimeError, OSError):  # In another print; without a terminal.
+            if not super().is_set():
                 print(
-                    "Interrupted: the iterations under way are finished and a checkpoint is saved. Press "
-                    "stop again to break off.",
+                    "\nInterrupted: this iteration is finished and saved. Stop again to break off.",
                     flush=True,
                 )
-        self._break_off()
+        self.set()
 
-    def __enter__(self):
-        self._is_held = True
 
-    def __exit__(self, *error):
-        self._is_held = False
-        self._break_off()
-
-    def _break_off(self):
-        if self._signals.count(signal.SIGINT) > 1 and not self._is_held:
-            self._signals = [signal.SIGINT]
-            raise KeyboardInterrupt
+def _is_chief():
+    return tf.distribute.get_strategy().extended.should_checkpoint
 
 
 @tf.function
@@ -429,64 +516,113 @@ def _of_all_processes(number):
     return _gather(tf.constant(int(number), tf.int64)).numpy().tolist()
 
 
+@contextlib.contextmanager
 def _lock(folder):
-    """Return a context in which no other process trains in a folder."""
-    owner = folder / "training.owner"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # The operating system releases the lock of a process that has ended, however it ended.
-        lock = FileLock(folder / "training.lock").acquire(blocking=False)
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        return lock
-    except Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-        raise CheckpointError(
-            f"{folder} is in use: {who} is training there. Wait until it has finished, stop it (in "
-            "Jupyter, shut down the other kernel), or choose another save_dir."
-        ) from None
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: checkpoints can't be saved in {folder}. Make that folder writable or free "
-            "some space, or choose another save_dir. Training was not begun.",
-        ) from error
+    """Let no other process train in a folder."""
+    owner, lock = folder / "training.owner", folder / "training.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder_lock(lock, timeout=0))
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        except Timeout:
+            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise CheckpointError(
+                f"{folder} is in use: {who} is training there. Wait for it, stop it (in Jupyter, shut down "
+                f"the other kernel), or choose another save_dir. If it is gone, delete {lock}"
+            ) from None
+        except OSError as error:
+            text = f"{error.strerror}: checkpoints can't be saved in {folder}, so training was not begun. "
+            raise OSError(
+                error.errno, f"{text}{_advice(error)}You can also choose another save_dir."
+            ) from error
+        yield
 
 
 ########################################################################
-# Files, and what TensorFlow and Keras don't tell by themselves.
+# Files.
+
+_INDEX, _DATA = ".index", ".data-00000-of-00001"
+_ENDINGS = r"\.(index|data-00000-of-00001)"
+_UNFINISHED = "cifar10_cnn-unfinished"
+# What a file system says that lacks something, or lets nobody open a folder.
+_LACKING = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EACCES, errno.EPERM}
+# The names of what the version before this one numbered.
+_NUMBERED = """layer_conv1/weights layer_conv1/bias layer_conv1/batch_normalize/beta layer_conv2/weights
+    layer_conv2/bias layer_fc1/weights layer_fc1/bias layer_fc2/weights layer_fc2/bias
+    fully_connected/weights fully_connected/bias""".split()
 
 
-def _files(folder, pattern):
+class _DamagedError(Exception):
+    """A checkpoint isn't whole."""
+
+
+def _list(folder, pattern=r".*"):
     """Return the paths in a folder, which need not exist, whose names match a pattern."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in paths if re.fullmatch(pattern, path.name)]
 
 
-def _checkpoints(*folders):
-    """Return the paths of the checkpoints in folders, whole or not, without endings, the newest first."""
-    files = (file for folder in folders for file in _files(folder, _FILE))
-    paths = dict.fromkeys(file.with_name(file.name.split(".")[0]) for file in files)
-    return sorted(paths, key=_number, reverse=True)
+def _may_be_listed(path):
+    with contextlib.suppress(OSError):
+        return path.name != _UNFINISHED and os.listdir(path) is not None
+    return False
+
+
+def _checkpoints(folder):
+    """Return the paths of the checkpoints in a folder, whole or not, without endings, the newest first."""
+    names = {path.name.split(".")[0] for path in _list(folder, r"cifar10_cnn-\d+" + _ENDINGS)}
+    names -= {path.stem for path in _unfinished(folder)}
+    return sorted((folder / name for name in names), key=_number, reverse=True)
 
 
 def _number(path):
     return int(path.name.split("-")[1])
 
 
-def _empty_folder(base):
-    """Return the first of a folder and those in it for changed trainings that holds no checkpoints."""
-    folders = itertools.chain([base], (base / f"changed-{number}" for number in itertools.count(1)))
-    return next(folder for folder in folders if not _files(folder, _ANY_FILE))
+def _unfinished(folder):
+    """Return the indices of saves that were broken off: an index gets its name last."""
+    indices = _list(folder / _UNFINISHED, r"cifar10_cnn-\d+\.index")
+    return [index for index in indices if not (folder / index.name).exists()]
 
 
-def _read(path, into=None):
-    """Return all values in a checkpoint by name, and the identity of its run, or {}, as "settings".
+def _clear_unfinished(folder):
+    for index in _unfinished(folder):
+        (folder / index.name.replace(_INDEX, _DATA)).unlink(missing_ok=True)
+    shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
+
+
+def _newest(place):
+    """Return the path and the values of the newest whole checkpoint in a folder, or of the given one.
+
+    They are (None, {}) if there is none. One that can't be read, or none that is whole, is an error.
+    """
+    damaged, given = [], place.with_name(place.name.removesuffix(_INDEX))
+    for path in [given] if Path(f"{given}{_INDEX}").exists() else _checkpoints(place):
+        try:
+            values = _read(path)
+        except OSError as error:
+            raise CheckpointError(f"{_first_line(error)}. Make it readable, or move it away.") from error
+        except _DamagedError as error:
+            damaged.append(f"{path} ({error})")
+            continue
+        for text in damaged:
+            print(f"Damaged, so it is not used: {text}")
+        return path, values
+    damaged += map(str, _list(place, r"cifar10_cnn-\d+\..*\.damaged-\d+"))
+    if damaged:
+        raise CheckpointError(
+            "There are checkpoints, but none is whole:\n  {}\nNothing was changed. Put a whole copy there, "
+            "move these files away to begin anew, or choose another save_dir.".format("\n  ".join(damaged))
+        )
+    return None, {}
+
+
+def _read(path):
+    """Return all values in a checkpoint by name, and as "record" the dictionary that describes its run.
 
     Reading all compares the checksums. It is done in memory: TensorFlow takes a folder named [1] for a
     pattern, and what it raises doesn't tell a damaged file from one that can't be read.
-
-    :param into: Dictionary of objects that are restored, by name.
-    :raises OSError: A file can't be read.
     """
     copy = f"ram://saver/{path.name}"
     tf.io.gfile.makedirs("ram://saver")
@@ -495,280 +631,91 @@ def _read(path, into=None):
             tf.io.write_file(copy + ending, Path(f"{path}{ending}").read_bytes())
         reader = tf.compat.v1.train.NewCheckpointReader(copy)
         values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-        if into:
-            names = into.keys() & {name.split("/")[0] for name in values}
-            checkpoint = tf.train.Checkpoint(**{name: into[name] for name in names})
-            checkpoint.read(copy).assert_existing_objects_matched()
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{Path(error.filename).name} is missing") from error
+    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:  # Cut short, altered, ...
+        raise _DamagedError(_first_line(error)) from error
     finally:
         tf.io.gfile.rmtree("ram://saver")
-    settings = {}
-    with contextlib.suppress(KeyError, TypeError, ValueError):  # Of another program.
-        settings = {"began": _AT_RANDOM} | json.loads(values["settings" + _VALUE])
-    return values | {"settings": settings}
+    values = _with_present_names(values)
+    if values.get("global_step", _number(path)) != _number(path):
+        raise _DamagedError(f"its name says {_number(path)} iterations, but it is of {values['global_step']}")
+    return values
 
 
-class _Text(tf.Module):
-    """A text that is saved in the way of a string variable, on whatever device, and is never restored."""
+def _with_present_names(values):
+    """Return the values in a checkpoint by the names of this version, whichever program has saved it."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # Else another program has saved it.
+        return values | {"record": dict(json.loads(values["record"]))}
+    if "beta1_power" in values:
+        origin = "the original program saved it"
+        return values | {
+            "record": {"origin": origin},
+            "adam/iteration": np.int64(values.get("global_step", 0)),
+        }
+    values = {name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): value for name, value in values.items()}
+    names = {"optimizer/_iterations": "adam/iteration"}
+    for kind in ("moving_mean", "moving_variance"):
+        names[f"network/_functional/_operations/2/{kind}"] = f"network/layer_conv1/batch_normalize/{kind}"
+    for i, name in enumerate(_NUMBERED):
+        names[f"optimizer/_trainable_variables/{i}"] = f"network/{name}"
+        names[f"optimizer/_variables/{2 * i + 2}"] = f"network/{name}/Adam"
+        names[f"optimizer/_variables/{2 * i + 3}"] = f"network/{name}/Adam_1"
+    record = {"origin": "an older version saved it"} if "settings" in values else {}
+    return {names.get(name, name): value for name, value in values.items()} | {"record": record}
 
-    def __init__(self, text):
-        self._text = text
 
-    def _serialize_to_tensors(self):
-        return {"VARIABLE_VALUE": tf.constant(self._text)}
+def _write(path, values):
+    """Write values by name into a checkpoint, which is there completely or not at all."""
+    unfinished = path.parent / _UNFINISHED / path.name
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    tensors = [tf.constant(value) for value in values.values()]
+    tf.raw_ops.SaveV2(
+        prefix=str(unfinished),
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=tensors,
+    )
+    for ending in (_DATA, _INDEX):
+        _sync(Path(f"{unfinished}{ending}"))
+    for ending in (_DATA, _INDEX):  # Whoever finds the index finds the data too.
+        _replace(f"{unfinished}{ending}", f"{path}{ending}")
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    _sync(path.parent)
+    _sync(path.parent.parent)
 
-    def _restore_from_tensors(self, restored):
-        pass
 
-
-def _learning_rate(optimizer):
-    """Return the learning rate of an optimizer now, a float, or the schedule that it follows."""
-    rate = optimizer._learning_rate
-    return float(rate.numpy()) if isinstance(rate, keras.Variable) else rate
+def _replace(source, target):
+    """Rename a file, for some seconds, since a virus scanner or a sync client may have it open."""
+    for seconds in (0.1, 0.4, 1.5, 3.0):
+        with contextlib.suppress(OSError):
+            return os.replace(source, target)
+        time.sleep(seconds)
+    return os.replace(source, target)
 
 
 def _sync(path):
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_file() or os.name != "nt":  # Windows does that for folders by itself.
-        file = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
+    """Wait until a file, or the names in a folder, are on the disk, where the file system can tell."""
+    try:
+        if path.is_file() or os.name != "nt":  # Windows does that for folders by itself.
+            file = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+    except OSError as error:
+        if error.errno not in _LACKING:
+            raise
+        _print_once(f"This file system can't tell when files are on the disk: {error.strerror}.")
+
+
+def _advice(error):
+    """Return a sentence with what to do about an error, if that is known."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, tf.errors.ResourceExhaustedError):
+        return "Free some space on that disk. "
+    return "Make the folder writable. " if number in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
 
 
 def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-########################################################################
-# The identity of a training run.
-
-
-class _Program:
-    """All that a function of the notebook uses: source code, numbers and data, in `entries`.
-
-    :param namespace: Dictionary of the notebook's global names. What is defined elsewhere, e.g. in
-        TensorFlow, stands for itself by its name. Variables, which training changes, are left out.
-    :param without: List of objects that are left out as well.
-    """
-
-    def __init__(self, namespace, without):
-        self.namespace, self.entries = namespace, {}
-        self._known = {id(x): ... for x in without}
-
-    def value(self, x):
-        """Return what stands for an object in JSON, or `...` for what is left out."""
-        if id(x) in self._known:
-            return self._known[id(x)]
-        if isinstance(x, np.generic):
-            x = x.item()
-        if isinstance(x, np.ndarray):
-            return _fingerprint(x)
-        if isinstance(x, tf.Tensor) and hasattr(x, "numpy"):
-            return _tensor_fingerprint(x.ref())
-        if isinstance(x, (tf.RaggedTensor, tf.SparseTensor)):
-            return self.value(tf.nest.flatten(x, expand_composites=True))
-        if isinstance(x, float):
-            return x if np.isfinite(x) else str(x)
-        if x is None or isinstance(x, (int, str)):
-            return x
-        if isinstance(x, (list, tuple)):
-            return [value for value in map(self.value, x) if value is not ...]
-        if isinstance(x, (set, frozenset)):
-            return self.value(sorted(x, key=str))
-        if isinstance(x, dict):
-            return {str(key): value for key, part in x.items() if (value := self.value(part)) is not ...}
-        if isinstance(x, functools.partial):
-            return self.value([x.func, x.args, x.keywords])
-        if isinstance(x, types.MethodType):
-            return self.value([x.__func__, x.__self__])
-        if isinstance(x, types.FunctionType) and x.__globals__ is self.namespace:
-            return self._function(x)
-        if (inner := _unwrapped(x)) is not x:
-            return self.value(inner)
-        if isinstance(x, type) and self._is_mine(x):
-            return self._class(x)
-        if isinstance(x, type) or not (hasattr(x, "get_config") or self._is_mine(type(x))):
-            return getattr(x, "__name__", x.name if isinstance(x, tf.DType) else ...)
-        self._known[id(x)] = ...  # For as long as it is described, as it may refer to itself.
-        if hasattr(x, "get_config"):
-            value = {"class_name": type(x).__name__, "config": self.config(x)}
-        else:
-            value = self.value([type(x), vars(x)])
-        del self._known[id(x)]
-        return value
-
-    def config(self, x):
-        """Return the configuration of a Keras object, and note the functions and classes it uses."""
-        self.value(type(x))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Keras warns of each lambda.
-                config = x.get_config()
-        except (NotImplementedError, TypeError, ValueError):  # It isn't made to be written down.
-            functions, is_mine = (types.FunctionType, functools.partial), self._is_mine(type(x))
-            parts = vars(x) if is_mine or not isinstance(x, keras.Model) else {}
-            config = {k: part for k, part in parts.items() if k[0] != "_" or isinstance(part, functions)}
-        for key, part in config.items():
-            value = self.value(getattr(x, key, ...)) if isinstance(part, dict) else ...
-            # Of a lambda Keras writes down the bytes, which tell the file of the kernel.
-            if isinstance(value, (dict, list)) or str(value).startswith("lambda"):
-                config[key] = value
-        if isinstance(x, keras.Model):
-            layers = {layer.name: layer for layer in x.layers}
-            plain = [{"class_name": type(v).__name__, "config": {"name": k}} for k, v in layers.items()]
-            for entry in config.setdefault("layers", plain):  # There are none if it has a class of its own.
-                if layer := layers.get(entry["config"].get("name")):
-                    entry["config"] = self.value(layer)["config"]
-        return self.value(config)
-
-    def _is_mine(self, cls):
-        return cls.__module__ == self.namespace["__name__"]
-
-    def _note(self, name, x):
-        value = repr(x) if isinstance(x, (slice, range)) else self.value(x)
-        if value not in (..., name):
-            self.entries[name] = value
-
-    def _function(self, function):
-        """Note what a function uses, and return its name, or its source when it is a lambda."""
-        code, name = function.__code__, function.__qualname__.replace("<locals>.", "")
-        is_lambda, source = code.co_name == "<lambda>", _source(code)
-        self._known[id(function)] = source if is_lambda else name
-        for used in sorted(_global_names(code) & self.namespace.keys()):
-            self._note(used, self.namespace[used])
-        # What the text can't tell: the values of an outer function's names, and of the defaults.
-        inner = dict(function.__kwdefaults__ or {}) | dict(enumerate(function.__defaults__ or ()))
-        for used, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # It has no value yet.
-                inner[used] = cell.cell_contents
-        values = {used: self.value(x) for used, x in inner.items() if used != "__class__"}
-        source += "".join(f"\n# {used} = {v}" for used, v in values.items() if v not in (..., None))
-        while not is_lambda and self.entries.setdefault(_SOURCE + name, source) != source:
-            name += "'"  # Another one of the same name.
-        self._known[id(function)] = source if is_lambda else name
-        return self._known[id(function)]
-
-    def _class(self, cls):
-        """Note the methods and values of a class and return its name."""
-        name = self._known[id(cls)] = cls.__qualname__
-        bases = ", ".join(str(self.value(base)) for base in cls.__bases__)
-        self.entries[_SOURCE + name] = f"class {name}({bases})"
-        for key, x in sorted(vars(cls).items()):
-            if isinstance(x, types.FunctionType) or not key.startswith("__"):
-                self._note(f"{name}.{key}", x)
-        return name
-
-
-def _notebook(function):
-    """Return the dictionary of the global names of the notebook that a function belongs to."""
-    inner = getattr(function, "func", None) or _unwrapped(function)
-    return function.__globals__ if inner is function else _notebook(inner)
-
-
-def _unwrapped(function):
-    """Return a function without what is put around it by tf.function, a class or another decorator."""
-    inner = (getattr(function, name, None) for name in ("python_function", "__func__", "fget", "__wrapped__"))
-    return next((one for one in inner if one is not None), function)
-
-
-def _fingerprint(array):
-    """Return what stands for an array in JSON."""
-    if array.dtype == object:
-        data = repr(array.tolist()).encode()
-    else:  # The bytes in place: a copy of the training set would be 154 MB.
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    sha256 = hashlib.sha256(data).hexdigest()
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": sha256}
-
-
-@functools.lru_cache(maxsize=4)
-def _tensor_fingerprint(reference):
-    """Return what stands for a tensor in JSON. It never changes, and the training set takes 0.2 s."""
-    return _fingerprint(np.asarray(reference.deref()))
-
-
-def _global_names(code):
-    """Return the set of the global names that a piece of code uses, with all functions within it."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    used = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return used.union(*map(_global_names, inner))
-
-
-def _source(code):
-    """Return the source code of a function without comments and docstrings, in a uniform layout."""
-    functions = _functions("".join(linecache.getlines(code.co_filename)))
-    places = code.co_positions() if code.co_name == "<lambda>" else [(code.co_firstlineno, code.co_name)]
-    found = [functions[place] for place in places if place in functions]
-    return ast.unparse(found[0]) if found else code.co_code.hex()  # E.g. `dataclass` writes no source.
-
-
-@functools.lru_cache(maxsize=100)
-def _functions(text):
-    """Return the functions in a text as syntax trees, by the place of a lambda or the first line and name."""
-    functions = {}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-        if isinstance(node, ast.Lambda):
-            body = node.body
-            functions[body.lineno, body.end_lineno, body.col_offset, body.end_col_offset] = node
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            functions[min(part.lineno for part in (node, *node.decorator_list)), node.name] = node
-    return functions
-
-
-def _differences(old, new, sides=("there", "here")):
-    """Return lines that describe the differences between two identities.
-
-    Entries that only one of the two has make no difference, because versions of this program and of Keras
-    differ in these; but a function that only one has does, if the other one has functions at all.
-    """
-    functions = [{key for key in side if key.startswith(_SOURCE)} for side in (old, new)]
-    if all(functions):
-        old = dict.fromkeys(functions[1], "") | old
-        new = dict.fromkeys(functions[0], "") | new
-    old, new = ({key: _nameless(part) for key, part in side.items()} for side in (old, new))
-    lines = list(_compare(old, new, "", sides))
-    return [*lines[:20], f"  and {len(lines) - 20} more"] if len(lines) > 20 else lines
-
-
-def _nameless(x, names=()):
-    """Return a part of an identity without names, for which Keras counts on in a later network.
-
-    The connections of layers have numbers instead. A type of numbers and a function have just a name.
-    """
-    if isinstance(x, list):
-        x = [names.index(x[0]), *x[1:]] if len(x) == 3 and x[0] in names else x
-        return [_nameless(part, names) for part in x]
-    if not isinstance(x, dict):
-        return x
-    if x.get("class_name") == "DTypePolicy":
-        return x["config"]["name"]
-    if x.get("class_name") == "function":
-        return x["config"]
-    if isinstance(x.get("layers"), list):
-        configs = [layer.get("config") for layer in x["layers"] if isinstance(layer, dict)]
-        names = [config.get("name") for config in configs if config]
-    without = {"module", "registered_name", "name", "build_config"}  # The shapes follow from the rest.
-    return {key: _nameless(x[key], names) for key in x.keys() - without}
-
-
-def _compare(old, new, place, sides):
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() & new.keys()):
-            yield from _compare(old[key], new[key], f"{place}.{key}" if place else key, sides)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for i, pair in enumerate(zip(old, new, strict=True)):
-            yield from _compare(*pair, f"{place}[{i}]", sides)
-    elif old != new:
-        for line in difflib.ndiff(_lines(old), _lines(new)):
-            if line[0] in "+-":
-                yield f"  {place}, only {sides[line[0] == '+']}: {line[2:].strip()}"
-
-
-def _lines(value):
-    """Return a setting as lines of text: those of source code, or one for each layer or number."""
-    if isinstance(value, list):
-        return [str(entry.get("class_name", entry) if isinstance(entry, dict) else entry) for entry in value]
-    return f"{value:.6g}".split() if isinstance(value, float) else str(value).splitlines()

@@ -4,27 +4,47 @@
     python -m benchmarks.accuracy "half as wide"                      # measure it with the notebook's seed
     python -m benchmarks.accuracy "as it is" --seeds 1 2 3 4 5 6 7    # and with others
 
-The names are those of `tools.exercises`. Each is trained from the start, up to `last_iteration` when the
-changed notebook has one and for 10,000 iterations otherwise; its accuracies go into
-benchmarks/accuracy.csv. Nothing else should run on the machine when the minutes are to be true. When it
-is interrupted, or killed, the same command goes on from its checkpoints in build/accuracy/. They stay
-there; delete that folder to train anew.
+The names are those of `tools.exercises`. Each is trained from the start, up to its `last_iteration`; its
+accuracies go into benchmarks/accuracy.csv. Nothing else should run on the machine when the minutes are to
+be true. When it is interrupted, or killed, the same command goes on from its checkpoints in build/accuracy/.
+They stay there; delete that folder to train anew.
 """
 
 import argparse
 import csv
+import importlib.metadata
 import itertools
 import math
+import os
+import platform
+import re
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench import machine
-from tools.exercises import CHANGES, RESULTS, read_results
+from tools.exercises import read_changes
 from tools.notebook import DATA_PATH, ROOT, run_cells
 
-COLUMNS = ["change", "measured on", "iterations", "seed", "accuracy in %", "minutes", "PFLOP", "machine"]
+RESULTS = ROOT / "benchmarks" / "accuracy.csv"
+COLUMNS = ["change", "measured on", "iterations", "version", "seed"]
+COLUMNS += ["accuracy in %", "minutes", "PFLOP", "machine"]
+
+# Version 1 had other random numbers for the batches and the distortions.
+VERSION = "2"
+
+# The steps of the exercise on better networks.
+LADDER = [
+    "better trained",
+    "small filters",
+    "whole images",
+    "whitening",
+    "fast biases",
+    "six views",
+    "wider",
+    "79 % in half a minute",
+]
 
 # To choose between changes without a look at the test-set.
 HELD_OUT = {
@@ -38,20 +58,60 @@ images_train, cls_train, labels_train = images_train[:45_000], cls_train[:45_000
 }
 
 
+def machine(*more_packages):
+    """Describe the processor and the versions in a line."""
+    model, details = platform.processor() or platform.machine(), []
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text()
+        model = re.search(r"model name\s*: (.*)", text)[1] if "model name" in text else model
+        # The name alone may be that of several generations: Zen 4 is family 25, Zen 5 is family 26.
+        if family := re.search(r"cpu family\s*: (\d+)", text):
+            details.append(f"family {family[1]}")
+        names = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        details += [name for name in names if f" {name} " in text]
+    versions = []
+    for package in ("tensorflow", "keras", "numpy", *more_packages):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cores = f"{os.cpu_count()} cores of {model} ({', '.join(details) or 'unknown instructions'})"
+    return f"{cores}, Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def processor(row):
+    """Return the name of the kind of processor that a row was measured on, which tells the minutes."""
+    kinds = {"family 25, avx2, avx512f": "Zen 4", "family 26, avx2, avx512f": "Zen 5"}
+    return next((name for kind, name in kinds.items() if kind in row["machine"]), "another")
+
+
+def read_results():
+    """Return the rows of the table as dictionaries."""
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(change, iterations=None):
+    """Return the rows of a change on the test-set, one for each seed, after so many iterations or all.
+
+    They are of the version that was measured with the most seeds, or the newest one of these.
+    """
+    rows = [r for r in read_results() if (r["change"], r["measured on"]) == (change, "test-set")]
+    iterations = iterations or max((int(row["iterations"]) for row in rows), default=0)
+    rows = [row for row in rows if int(row["iterations"]) == iterations]
+    versions = sorted({row["version"] for row in rows}, key=int, reverse=True)
+    return max(([row for row in rows if row["version"] == v] for v in versions), key=len, default=[])
+
+
 def write_results(rows):
     """Put rows into the table, in the place of those that were measured before."""
-    table = {tuple(row[name] for name in COLUMNS[:4]): row for row in [*read_results(), *rows]}
-    order = list(CHANGES)
-    ordered = sorted(
-        table.values(),
-        key=lambda row: (
-            order.index(row["change"]), row["measured on"], int(row["iterations"]), int(row["seed"])
-        ),
-    )  # fmt: skip
+    table = {tuple(row[name] for name in COLUMNS[:5]): row for row in [*read_results(), *rows]}
+    order = list(read_changes())
+    ordered = sorted(table, key=lambda key: (order.index(key[0]), key[1], *map(int, key[2:])))
     with RESULTS.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(ordered)
+        writer.writerows(table[key] for key in ordered)
 
 
 def operations(network):
@@ -64,63 +124,73 @@ def operations(network):
 
 def measure(change, seed, held_out, data_path):
     """Train the changed notebook and return its rows of the table."""
-    measured_on = "5,000 held out" if held_out else "test-set"
     this_machine = machine()
     # One folder for all changes: the saver tells their checkpoints apart, and a change that concerns only
     # the testing finds the network that was trained before. But another machine trains anew.
     folder = ROOT / "build" / "accuracy" / this_machine.replace("/", "-") / str(seed)
-    replace = CHANGES[change] | {"random_seed": f"random_seed = {seed}"} | (HELD_OUT if held_out else {})
-    notebook = run_cells(data_path, folder, replace)
-    last = notebook.get("last_iteration", 10_000)
+    replace = read_changes()[change] | {"random_seed": f"random_seed = {seed}"}
+    notebook = run_cells(data_path, folder, replace | (HELD_OUT if held_out else {}))
+    last = notebook["last_iteration"]
     notebook["optimize"](last - int(notebook["global_step"].numpy()))
     if notebook["global_step"] != last:
         sys.exit("Interrupted, so nothing is recorded. The same command goes on.")
     correct, _ = notebook["predict_cls_test"]()
-    curve = notebook["learning_curve"].numpy()
+    curve = np.array(notebook["learning_curve"])
     curve[-1, 4] = correct.mean()
     operations_per_step = operations(notebook["network"]) * notebook["train_batch_size"]
     return [
         {
             "change": change,
-            "measured on": measured_on,
+            "measured on": "5,000 held out" if held_out else "test-set",
             "iterations": str(int(step)),
             "seed": str(seed),
+            "version": VERSION,
             "accuracy in %": f"{100 * accuracy:.2f}",
             "minutes": f"{seconds / 60:.2f}",
             "PFLOP": f"{step * operations_per_step / 1e15:.4f}",
             "machine": this_machine,
         }
-        for step, _, _, seconds, accuracy in curve
-        if not np.isnan(accuracy)
+        for step, _, _, seconds, accuracy in curve[np.isfinite(curve[:, 4])]
     ]
+
+
+def mean_and_spread(rows):
+    """Return the mean accuracy of rows and, of several, their standard deviation, as text in percent."""
+    accuracies = [float(row["accuracy in %"]) for row in rows]
+    if len(rows) == 1:
+        return f"{accuracies[0]:.1f} %"
+    deviation = statistics.stdev(accuracies)
+    return f"{statistics.mean(accuracies):.1f} ± {deviation:.{2 if deviation < 0.05 else 1}f} %"
+
+
+def mean_minutes(rows):
+    """Return the mean minutes of rows as text."""
+    return f"{statistics.mean(float(row['minutes']) for row in rows):.1f}"
 
 
 def summarize(rows):
-    """Return a table of the mean and the standard deviation over the seeds, as Markdown."""
+    """Return a table of all changes, each with the mean over its seeds, as Markdown."""
     lines = [
-        "| change | measured on | iterations | seeds | accuracy in % | minutes |",
-        "|---|---|---|---|---|---|",
+        "| change | measured on | iterations | version | seeds | accuracy | minutes |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for key, group in itertools.groupby(rows, lambda row: [row[name] for name in COLUMNS[:3]]):
+    for names, group in itertools.groupby(rows, lambda row: [row[name] for name in COLUMNS[:4]]):
         group = list(group)
-        accuracies, minutes = ([float(row[name]) for row in group] for name in ("accuracy in %", "minutes"))
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(group) > 1 else ""
-        lines.append(
-            f"| {' | '.join(key)} | {len(group)} | {statistics.mean(accuracies):.2f}{spread} | "
-            f"{statistics.mean(minutes):.1f} |"
-        )
+        numbers = [str(len(group)), mean_and_spread(group), mean_minutes(group)]
+        lines.append(f"| {' | '.join([*names, *numbers])} |")
     return "\n".join(lines)
 
 
 def main():
+    known = read_changes()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("changes", nargs="*", metavar="change", help="see `python -m tools.exercises`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--held-out", action="store_true", help="on 5,000 images of the training-set")
     parser.add_argument("--data-path", default=DATA_PATH)
     arguments = parser.parse_args()
-    if unknown := set(arguments.changes) - set(CHANGES):
-        parser.error(f"unknown: {', '.join(unknown)}. There are: {', '.join(CHANGES)}")
+    if unknown := set(arguments.changes) - set(known):
+        parser.error(f"unknown: {', '.join(unknown)}. There are: {', '.join(known)}")
 
     for change, seed in itertools.product(arguments.changes, arguments.seeds):
         print(f"\n{change}, seed {seed}", flush=True)

@@ -94,10 +94,12 @@ def pre_process(images):
 class Trainer:
     """Trains the network on uint8 images [n, 32, 32, 3] with class-numbers [n], given as NumPy arrays.
 
-    With `compiled` the distortions are compiled by torch.compile, which needs a compiler for C++.
+    With `compiled` the distortions are compiled by torch.compile, which needs a compiler for C++. With
+    `lower` the network calculates with 16 bits.
     """
 
-    def __init__(self, pixels, cls, compiled=False):
+    def __init__(self, pixels, cls, compiled=False, lower=False):
+        self.lower = lower
         self.pre_process = torch.compile(pre_process) if compiled else pre_process
         self.pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         self.cls = torch.from_numpy(cls)
@@ -107,7 +109,9 @@ class Trainer:
     def train_step(self):
         index = torch.randint(0, len(self.pixels), (BATCH_SIZE,))
         images = self.pre_process(self.pixels[index].float() / 255)
-        loss = functional.cross_entropy(self.network(images), self.cls[index])
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.lower):
+            logits = self.network(images)
+        loss = functional.cross_entropy(logits.float(), self.cls[index])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -122,7 +126,7 @@ class Trainer:
 
 
 def wide_network(widths):
-    """The layers of tools/better_networks.py, as a torch module from NCHW images between 0 and 1."""
+    """The layers of the notebook's exercise *wider*, as a torch module from NCHW images between 0 and 1."""
     layers = [nn.Conv2d(3, 24, 2), nn.GELU()]
     layers[0].weight.requires_grad_(False)
     channels = 24

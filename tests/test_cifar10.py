@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import http.server
+import importlib.util
 import io
 import os
 import pickle
@@ -20,6 +22,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import filelock
 import numpy as np
 import pytest
 
@@ -27,7 +30,8 @@ import cifar10
 from tests.conftest import SHARED, needs_cifar10
 from tools.notebook import ROOT
 
-REAL_ARCHIVE = SHARED / "CIFAR-10" / "cifar-10-python.tar.gz"
+PACKED, UNPACKED = "cifar-10-python.tar.gz", "cifar-10-python.tar"
+REAL_ARCHIVE = SHARED / "CIFAR-10" / PACKED
 FOLDER = "cifar-10-batches-py"
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer"]
@@ -329,6 +333,11 @@ def test_published_facts():
     assert (cifar10.img_size, cifar10.num_channels, cifar10.num_classes) == (32, 3, 10)
 
 
+def test_sha256_of_the_archive_is_the_one_that_keras_gives():
+    keras = Path(importlib.util.find_spec("keras").origin).parent
+    assert cifar10._ARCHIVE_SHA256 in (keras / "src/datasets/cifar10.py").read_text(encoding="utf-8")
+
+
 def test_imports_without_tensorflow():
     script = "import sys, cifar10; assert not {'tensorflow', 'keras'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
@@ -352,6 +361,43 @@ def test_download(place, sources, server, fake, capsys):
     cifar10.maybe_download_and_extract()
     assert len(server.requests) == 1
     assert "already been downloaded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_tilde_is_the_home_folder(kind, place, sources, server, fake, monkeypatch, tmp_path):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(cifar10, "data_path", kind("~/my data"))
+    sources("good")
+    cifar10.maybe_download_and_extract()
+    assert {FOLDER, PACKED} <= snapshot(home / "my data").keys()
+    assert_loads(fake)
+    cifar10.maybe_download_and_extract()
+    assert len(server.requests) == 1 and list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [FOLDER, f"{FOLDER}/", "link"])
+def test_inner_folder_is_accepted_as_the_path(path, place, fake, monkeypatch, capsys):
+    fake.write(place / FOLDER)
+    os.symlink(place / FOLDER, place / "link")
+    before = snapshot(place)
+    monkeypatch.setattr(cifar10, "data_path", f"{place}/{path}")
+    cifar10.maybe_download_and_extract()
+    assert "already been downloaded" in capsys.readouterr().out
+    assert_loads(fake)
+    assert snapshot(place) == before
+
+
+def test_data_inside_of_the_inner_folder_are_still_found(place, fake, monkeypatch):
+    """An earlier version put them there."""
+    fake.write(place / FOLDER / FOLDER)
+    (place / FOLDER / "test_batch").write_bytes(b"damaged")
+    monkeypatch.setattr(cifar10, "data_path", place / FOLDER)
+    cifar10.maybe_download_and_extract()
+    assert_loads(fake)
 
 
 def test_path_object_that_does_not_exist_yet(place, sources, fake, monkeypatch):
@@ -434,7 +480,7 @@ def test_one_error_when_all_sources_fail(place, sources, server, fake):
     received = hashlib.sha256(bytes(len(fake.archive))).hexdigest()
     for part in ("403", "HTML page", fake.sha256, received, f"{len(fake.archive):,} bytes"):
         assert part in message
-    for way in (str(place), FOLDER, "cifar10.data_path = cifar10.STAND_IN"):
+    for way in (str(place), PACKED, f"{UNPACKED},", FOLDER, "cifar10.data_path = cifar10.STAND_IN"):
         assert way in message
     assert snapshot(place) == {"mine.txt": b"keep"}
 
@@ -702,18 +748,90 @@ def test_read_only_folder_without_data(read_only):
 
 
 ########################################################################
+# File systems without locks.
+
+
+NO_LOCKS = "The file system has no locks"
+
+
+@pytest.fixture(params=["ENOSYS", "EOPNOTSUPP", "ENOLCK"])
+def no_locks(request, monkeypatch):
+    number = getattr(errno, request.param)
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    cifar10._print_once.cache_clear()
+
+
+def test_file_system_without_locks_is_used_without_and_said_so_once(no_locks, place, sources, fake, capsys):
+    sources("good")
+    cifar10.maybe_download_and_extract()
+    with cifar10.folder_lock(place / "another.lock"):
+        assert_loads(fake)
+    printed = capsys.readouterr()
+    assert printed.out.count(NO_LOCKS) == 1 and NO_LOCKS not in printed.err
+    assert snapshot(place).keys() == {PACKED, FOLDER, *(f"{FOLDER}/{name}" for name in fake.files)}
+
+
+def test_soft_lock_of_a_dead_machine_blocks_nobody_and_is_kept(no_locks, place):
+    path = place / "x.lock"
+    path.write_text("12345\nmachine-that-is-gone\n")
+    with cifar10.folder_lock(path, timeout=0.2):
+        pass
+    assert path.read_text() == "12345\nmachine-that-is-gone\n"
+
+
+@pytest.mark.parametrize("timeout", [0, 0.2])
+def test_lock_is_held_by_one_at_a_time(timeout, place, capsys):
+    path = place / "x.lock"
+    with cifar10.folder_lock(path, timeout):
+        with pytest.raises(filelock.Timeout), cifar10.folder_lock(path, timeout):
+            pass
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(path).acquire(timeout=0)
+    with cifar10.folder_lock(path, timeout):
+        pass
+    assert capsys.readouterr().out == ""
+
+
+def test_trying_whether_there_are_locks_disturbs_no_holder_and_leaves_nothing(place):
+    assert cifar10._has_locks(place) and list(place.iterdir()) == []
+    with filelock.FileLock(place / "x.lock"):
+        assert cifar10._has_locks(place)
+
+
+def test_other_errors_of_the_lock_are_passed_on(read_only):
+    path, protect = read_only
+    (path / "directory.lock").mkdir()
+    with pytest.raises(IsADirectoryError), cifar10.folder_lock(path / "directory.lock", timeout=0):
+        pass
+    protect()
+    with pytest.raises(PermissionError, match="x.lock"), cifar10.folder_lock(path / "x.lock", timeout=0):
+        pass
+
+
+########################################################################
 # Archives that were put there by hand.
 
 
-def refuse(place, archive, match):
+def refuse(place, archive, match, name=PACKED):
     """Assert that an archive is refused, and kept, and that nothing else is left."""
-    (place / "cifar-10-python.tar.gz").write_bytes(archive)
+    (place / name).write_bytes(archive)
     before = snapshot(place.parent)
     with pytest.raises(cifar10.DataError, match=match) as caught:
         cifar10.maybe_download_and_extract()
-    assert str(place / "cifar-10-python.tar.gz") in str(caught.value)
+    assert f"{place / name} is damaged" in str(caught.value)
     assert "Move that file away" in str(caught.value)
     assert snapshot(place.parent) == before
+
+
+def refuse_both(place, archive, match):
+    """Refuse an archive, and what a browser makes of it."""
+    refuse(place, archive, match)
+    (place / PACKED).unlink()
+    refuse(place, gzip.decompress(archive), match, UNPACKED)
 
 
 def test_archive_put_there_by_hand(place, fake, capsys):
@@ -730,6 +848,29 @@ def test_rebuilt_archive_put_there_by_hand(place, fake, capsys):
     assert "isn't the official file" in capsys.readouterr().out
     assert (place / "cifar-10-python.tar.gz").read_bytes() == archive
     assert_loads(fake)
+
+
+@pytest.mark.parametrize("name", [UNPACKED, PACKED])
+def test_archive_that_a_browser_unpacked_is_accepted(name, place, fake, capsys):
+    (place / name).write_bytes(gzip.decompress(fake.archive))
+    before = snapshot(place)
+    cifar10.maybe_download_and_extract()
+    assert f"Found the archive: {place / name}\nIt isn't the official file, or was" in capsys.readouterr().out
+    assert before.items() <= snapshot(place).items()
+    assert_loads(fake)
+
+
+def test_packed_archive_goes_before_an_unpacked_one(place, fake):
+    (place / PACKED).write_bytes(fake.archive)
+    (place / UNPACKED).write_bytes(b"damaged")
+    cifar10.maybe_download_and_extract()
+    assert_loads(fake)
+
+
+@pytest.mark.parametrize("packing", [PACKED, UNPACKED])
+def test_archive_that_is_packed_twice_is_refused(packing, place, fake):
+    """Only the outer packing is read with a bound on the headers."""
+    refuse(place, gzip.compress(fake.archive), "damaged", packing)
 
 
 @pytest.mark.parametrize(
@@ -755,7 +896,7 @@ def test_rebuilt_archive_put_there_by_hand(place, fake, capsys):
 def test_unexpected_member(member, first, place, fake):
     members = [m for m in fake.members() if m[0] != member[0]]
     members.insert(0 if first else len(members), member)
-    refuse(place, make_archive(members), re.escape(repr(member[0])) + ".*none of the expected")
+    refuse_both(place, make_archive(members), re.escape(repr(member[0])) + ".*none of the expected")
     assert not Path("/tmp/cifar10-test-evil").exists()
 
 
@@ -774,7 +915,7 @@ def test_archive_with_a_wrong_file(name, content, match, place, fake):
     if content is not None:
         content = fake.files["data_batch_5"] if content == "another's" else content
         members.append((f"{FOLDER}/{name}", tarfile.REGTYPE, content))
-    refuse(place, make_archive(members), match)
+    refuse_both(place, make_archive(members), match)
 
 
 @pytest.mark.parametrize(
@@ -787,17 +928,19 @@ def test_archive_with_a_wrong_file(name, content, match, place, fake):
     ids=["huge", "huge name", "endless"],
 )
 def test_archive_with_hostile_headers(headers, match, place, fake):
-    refuse(place, make_archive([*headers, *fake.members()]), match)
+    refuse_both(place, make_archive([*headers, *fake.members()]), match)
 
 
 def test_member_twice(place, fake):
     members = fake.members()
-    refuse(place, make_archive([*members, members[3]]), "File exists.*data_batch_2")
+    refuse_both(place, make_archive([*members, members[3]]), "File exists.*data_batch_2")
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
-def test_archive_cut_short(share, place, fake):
-    refuse(place, fake.archive[: int(share * len(fake.archive))], "damaged")
+@pytest.mark.parametrize("name", [PACKED, UNPACKED])
+def test_archive_cut_short(name, share, place, fake):
+    archive = fake.archive if name == PACKED else gzip.decompress(fake.archive).rstrip(b"\0")
+    refuse(place, archive[: int(share * len(archive))], "damaged", name)
 
 
 @pytest.mark.parametrize("position", [0, 0.01, 0.5, 0.9])
@@ -823,13 +966,15 @@ def test_extraction_that_was_killed(place, fake):
 
 
 @pytest.mark.parametrize("name", ["batches.meta", "data_batch_2", "test_batch"])
-def test_incomplete_folder_is_left_alone(name, place, fake, sources, server):
+def test_incomplete_folder_is_left_alone(name, place, fake, sources, server, monkeypatch):
     sources("good")
     fake.write(place / FOLDER)
     (place / FOLDER / name).unlink()
     before = snapshot(place)
-    with pytest.raises(cifar10.DataError, match=f"missing: {name}.*move that folder away"):
-        cifar10.maybe_download_and_extract()
+    for path in (place, place / FOLDER):
+        monkeypatch.setattr(cifar10, "data_path", path)
+        with pytest.raises(cifar10.DataError, match=f"missing: {name}.*move that folder away"):
+            cifar10.maybe_download_and_extract()
     assert snapshot(place) == before and server.requests == []
 
 

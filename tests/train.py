@@ -2,32 +2,31 @@
 
     python -m tests.train DATA_PATH SAVE_DIR ITERATIONS [--kill-at STAGE] [--exercise]
 
-Saves every 5 iterations, and with a network of the last exercise every 2.
+Saves every 5 iterations, and with the network of an exercise every 2.
 """
 
 import argparse
 import os
+import re
 import signal
 from pathlib import Path
 
 import tensorflow as tf
 
 from tests.conftest import NO_PICTURES
-from tools.exercises import CHANGES
+from tools.exercises import read_changes
 from tools.notebook import run_cells
 
 # Changes of the notebook: it saves and records every 5 iterations.
 OFTEN = NO_PICTURES | {
-    "steps_per_run = 10": "steps_per_run = 5",
-    "if (i_global % 100 == 0) or": "if (i_global % 5 == 0) or",
-    "    if step % 100 == 0:": "    if step % 5 == 0:",
-    "if (i_global % 1000 == 0) or": "if (i_global % 5 == 0) or",
+    "if (i_global % 100 == 0) or is_last:": "if (i_global % 5 == 0) or is_last:",
+    "if i_global % 100 == 0:": "if i_global % 5 == 0:",
+    "if (i_global % 1000 == 0) or is_last:": "if (i_global % 5 == 0) or is_last:",
 }
-EXERCISE_OFTEN = (
-    CHANGES["79 % in half a minute"]
-    | NO_PICTURES
-    | {"if (i_global % 1000 == 0) or": "if (i_global % 2 == 0) or"}
-)
+EXERCISE_OFTEN = NO_PICTURES | {
+    old: re.sub(r"i_global % \d+", "i_global % 2", new)
+    for old, new in read_changes()["79 % in half a minute"].items()
+}
 STAGES = (
     "before writing",
     "half written",
@@ -42,41 +41,43 @@ STAGES = (
 
 def kill_at(stage):
     """Change what saving calls so that the process kills itself at a stage of the seventh save."""
-    write, replace = tf.train.Checkpoint.write, os.replace
-    rename, unlink = Path.rename, Path.unlink
     number = 0
 
     def kill_if(name, when=True):
         if number == 7 and name == stage and when:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def new_write(self, path):
+    def change(owner, name, after):
+        function = getattr(owner, name)
+
+        def changed(*arguments, **others):
+            function(*arguments, **others)
+            after(str(arguments[-1]))  # The path, or the new one.
+
+        setattr(owner, name, changed)
+
+    def new_replace(target):
+        kill_if("data moved", ".data" in target)
+        kill_if("index moved", ".index" in target)
+
+    def new_unlink(path):
+        kill_if("old data deleted", ".data" in path)
+        kill_if("old index deleted", ".index" in path)
+
+    def new_save(prefix, **others):
         nonlocal number
         number += 1
         kill_if("before writing")
-        result = write(self, path)
+        save(prefix=prefix, **others)
         if stage == "half written" and number == 7:
-            os.truncate(f"{path}.data-00000-of-00001", 1_000_000)
+            os.truncate(f"{prefix}.data-00000-of-00001", 1_000_000)
         kill_if("half written")
         kill_if("written")
-        return result
 
-    def new_replace(source, target):
-        replace(source, target)
-        kill_if("data moved", ".data" in str(target))
-        kill_if("index moved", ".index" in str(target))
-
-    def new_unlink(self, missing_ok=False):
-        unlink(self, missing_ok=missing_ok)
-        kill_if("old data deleted", ".data" in str(self))
-        kill_if("old index deleted", ".index" in str(self))
-
-    def new_rename(self, target):
-        rename(self, target)
-        kill_if("old index renamed", ".index" in str(self))
-
-    tf.train.Checkpoint.write, os.replace = new_write, new_replace
-    Path.rename, Path.unlink = new_rename, new_unlink
+    save, tf.raw_ops.SaveV2 = tf.raw_ops.SaveV2, new_save
+    change(os, "replace", new_replace)
+    change(Path, "rename", lambda target: kill_if("old index renamed", ".index" in target))
+    change(Path, "unlink", new_unlink)
 
 
 def main():

@@ -2,9 +2,13 @@
 
 import tensorflow as tf
 
-STRATEGY = 'tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))'
-# The line that the notebook tells to write, for `tools.notebook.run_cells`.
-MIRRORED = {"cifar10.data_path = ": f"{STRATEGY}\ncifar10.data_path = "}
+from tools.exercises import read_changes
+
+# The exercise's own change, for two logical devices of the processor.
+TWO_DEVICES = {
+    old: new.replace("MirroredStrategy()", 'MirroredStrategy(["CPU:0", "CPU:1"])')
+    for old, new in read_changes()["several devices"].items()
+}
 
 
 def split_cpu():

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import ConnectionPatch
 
-from tools.notebook import ROOT, run_cells
+from tools.notebook import DATA_PATH, ROOT, run_cells
 
 FOLDER = ROOT / "images"
 NUM_CHANNELS_SHOWN = 16
@@ -60,7 +60,7 @@ def draw(notebook):
     """Return the figure of the chart."""
     network = notebook["network"]
     image, cls = notebook["get_test_image"](16)
-    crop = notebook["pre_process"](image[np.newaxis], training=True, seed=[notebook["random_seed"], 3])
+    crop = notebook["pre_process"](image[np.newaxis], training=True, seed=[notebook["random_seed"], 10])
 
     def output(layer_name):
         layer = network.get_layer(layer_name)
@@ -116,10 +116,7 @@ def draw(notebook):
 
 
 def main():
-    notebook = run_cells(
-        os.environ.get("CIFAR10_DATA_PATH", ROOT / "data" / "CIFAR-10"),
-        os.environ.get("CIFAR10_SAVE_DIR", ROOT / "checkpoints"),
-    )
+    notebook = run_cells(DATA_PATH, os.environ.get("CIFAR10_SAVE_DIR", ROOT / "checkpoints"))
     if notebook["global_step"] == 0:
         sys.exit("There is no checkpoint, so train the network first, by `make run`.")
     fig = draw(notebook)

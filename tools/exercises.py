@@ -1,119 +1,134 @@
-"""The changes of the notebook that answer its exercises.
+"""The changes of the notebook that answer its exercises, read from the answers in the notebook itself.
 
     python -m tools.exercises                     # list them
     python -m tools.exercises "half as wide"      # write exercise-half-as-wide.ipynb, to open in Jupyter
 
-The notebook that is written says "Changed:" above each cell that was changed. `benchmarks.accuracy`
-measures the same changes.
+In an answer a line "**name**" or "**name**, from *other name*" begins a change. A block of code takes the
+place of a cell when "instead of the cell:" stands above it, and of lines when "instead of:" stands above
+these and "write:" above it. `benchmarks.accuracy` measures the same changes.
 """
 
 import argparse
-import csv
+import os
+import re
+from pathlib import Path
 
 import nbformat
 
-from tools.better_networks import LADDER
-from tools.notebook import ROOT, changed_notebook
+from tools.notebook import NOTEBOOK, ROOT, changed_notebook, defined_names
 
-RESULTS = ROOT / "benchmarks" / "accuracy.csv"
+_NAME = re.compile(r"\*\*([^*]+)\*\*(?:, from \*([^*]+)\*)?")
+EXPLANATION = """\
+# {title}
 
-CONV1 = 'keras.layers.Conv2D({}, 5, padding="same", kernel_initializer=relu_weights, name="layer_conv1"),'
-CONV2 = 'keras.layers.Conv2D({}, 5, padding="same", kernel_initializer=relu_weights, name="layer_conv2"),'
-CONV3 = 'keras.layers.Conv2D(64, 5, padding="same", activation="relu", kernel_initializer=relu_weights),'
-FLATTEN = "keras.layers.Flatten(),"
-FC1 = 'keras.layers.Dense({}, activation="relu", kernel_initializer=relu_weights, name="layer_fc1"),'
-FC2 = 'keras.layers.Dense({}, activation="relu", kernel_initializer=relu_weights, name="layer_fc2"),'
-NORMALIZE1 = 'BatchNormalization(scale=False, epsilon=0.001, name="layer_conv1_batch_normalize"),'
-NORMALIZE2 = 'BatchNormalization(scale=False, epsilon=0.001, name="layer_conv2_batch_normalize"),'
-RATE = "learning_rate=1e-4"
-CROP = "images = random_crop(images, seed=seeds[0])"
-CENTRE = "images = tf.image.resize_with_crop_or_pad(images, img_size_cropped, img_size_cropped)"
-FLIP = "images = random_flip_left_right(images, seed=seeds[1])"
-COLORS = (
-    "images = random_hue(images, max_delta=0.05, seed=seeds[2])",
-    "images = random_contrast(images, lower=0.3, upper=1.0, seed=seeds[3])",
-    "images = random_brightness(images, max_delta=0.2, seed=seeds[4])",
-    "images = random_saturation(images, lower=0.0, upper=2.0, seed=seeds[5])",
-)
-NO_COLORS = {line: f"# {line}" for line in COLORS}
-INDENT = "\n            "
+This is the tutorial's notebook with the changes of its exercise *{title}*, which its answers explain. Nothing
+else differs. Changed cells say so, and where only some lines are changed, these end with `# Changed.`:
 
-# For each change what `changed_notebook` replaces.
-CHANGES = {
-    "as it is": {},
-    "crop and flip only": NO_COLORS,
-    "no distortions": {CROP: CENTRE, FLIP: f"# {FLIP}"} | NO_COLORS,
-    "half as wide": {
-        CONV1.format(64): CONV1.format(32),
-        CONV2.format(64): CONV2.format(32),
-        FC1.format(256): FC1.format(128),
-        FC2.format(128): FC2.format(64),
-    },
-    "twice as wide": {
-        CONV1.format(64): CONV1.format(128),
-        CONV2.format(64): CONV2.format(128),
-        FC1.format(256): FC1.format(512),
-        FC2.format(128): FC2.format(256),
-    },
-    "a third convolutional layer": {FLATTEN: f"{CONV3}{INDENT}{FLATTEN}"},
-    "batch-normalization in both layers": {CONV2.format(64): f"{CONV2.format(64)}{INDENT}{NORMALIZE2}"},
-    "batch-normalization in none": {f"{NORMALIZE1}{INDENT}": ""},
-    "learning-rate 1e-3": {RATE: "learning_rate=1e-3"},
-    "learning-rate falling from 1e-3 to 0": {
-        RATE: "learning_rate=keras.optimizers.schedules.CosineDecay(1e-3, 10_000)"
-    },
-    **LADDER,
-}
+{links}
+
+*Run All* trains it up to iteration {last}, in the folder `{folder}`, unless that was done before. What to
+expect is in the table of that answer, in `cifar10_cnn.ipynb`; the figures in the text below are those of the
+tutorial's own network."""
 
 
-def read_results():
-    """Return the rows of benchmarks/accuracy.csv as dictionaries."""
-    with RESULTS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def read_changes(notebook=None):
+    """Return for each name of a change what `changed_notebook` replaces, by reading the answers.
+
+    :raises ValueError: A block of code stands where it isn't told what it takes the place of.
+    """
+    cells = (notebook or nbformat.read(NOTEBOOK, as_version=4)).cells
+    code_cells = [defined_names(cell.source) for cell in cells if cell.cell_type == "code"]
+    changes = {"as it is": {}}
+    for cell in cells:
+        name = old = None
+        if not cell.source.startswith("<details>"):
+            continue
+        lines = cell.source.splitlines()
+        for number, line in enumerate(lines):
+            if match := _NAME.fullmatch(line):
+                name = match[1]
+                changes[name] = dict(changes[match[2] or "as it is"])
+            if name is None or line != "```python":
+                continue
+            block = "\n".join(lines[number + 1 : lines.index("```", number)])
+            above = next(text for text in reversed(lines[:number]) if text)
+            if above.endswith("nstead of the cell:"):
+                # The cell that defines the first of the block's names that the notebook has.
+                keys = [key for key in defined_names(block) if any(key in names for names in code_cells)]
+                changes[name][keys[0]] = block
+            elif above.endswith("nstead of:"):
+                old = block
+            elif above.endswith("write:"):
+                changes[name][old] = block
+            else:
+                raise ValueError(f"{name}: it isn't told what this takes the place of:\n{block}")
+    return changes
 
 
-def measured(change, iterations=None):
-    """Return the rows of a change on the test-set, one for each seed, after so many iterations or all."""
-    rows = [r for r in read_results() if (r["change"], r["measured on"]) == (change, "test-set")]
-    iterations = iterations or max((int(row["iterations"]) for row in rows), default=0)
-    return [row for row in rows if int(row["iterations"]) == iterations]
+def write(change, folder=ROOT):
+    """Write the changed notebook into a folder and return its path.
 
-
-def processor(row):
-    """Return the name of the kind of processor that a row was measured on, which tells the minutes."""
-    kinds = {"family 25, avx2, avx512f": "Zen 4", "family 26, avx2, avx512f": "Zen 5"}
-    return next((name for kind, name in kinds.items() if kind in row["machine"]), "another")
-
-
-def write(change):
-    """Write the changed notebook beside the notebook itself and return its path."""
+    :raises FileExistsError: There is a file of that name.
+    """
     name = change.replace(" ", "-").replace("%", "percent")
-    folder = {'"CIFAR10_SAVE_DIR", "checkpoints/"': f'"CIFAR10_SAVE_DIR", "checkpoints/{name}/"'}
-    notebook, changed = changed_notebook(CHANGES[change] | folder)
-    for number, cell in reversed(list(enumerate(notebook.cells))):
+    save_dir = f"checkpoints/{name}/"
+    replace = read_changes()[change] | {'save_dir = "checkpoints/"': f'save_dir = "{save_dir}"'}
+    before = {cell.id: cell.source.splitlines() for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
+    notebook, changed = changed_notebook(replace)
+    cells, links, heading = [], [], ""
+    for cell in notebook.cells:
+        if cell.source.startswith("## Exercises"):  # They are about the tutorial's own network.
+            break
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+        else:
+            headings = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
+            heading = [heading, *headings][-1]
         if cell.id in changed:
-            mark = nbformat.v4.new_markdown_cell(f"**Changed:** {change}", id=f"{cell.id}-changed")
-            notebook.cells.insert(number, mark)
-    path = ROOT / f"exercise-{name}.ipynb"
+            anchor = f"changed-{len(links) + 1}"
+            links.append(f"* [{heading}](#{anchor})")
+            mark = nbformat.v4.new_markdown_cell(f'<a id="{anchor}"></a>\n**Changed:**', id=anchor)
+            cells.append(mark)
+            cell.source = _with_marks(cell.source.splitlines(), before[cell.id])
+        cells.append(cell)
+    last = next(match[1] for cell in cells if (match := re.match(r"last_iteration = (\S+)$", cell.source)))
+    top = EXPLANATION.format(title=change, links="\n".join(links), last=last, folder=save_dir)
+    cells.insert(0, nbformat.v4.new_markdown_cell(top, id="changes"))
+    if folder != ROOT:
+        place = os.path.relpath(ROOT, folder)
+        for cell in cells:
+            cell.source = cell.source.replace("](images/", f"]({place}/images/")
+        code = f'# The project\'s folder.\nimport os\n\nos.chdir("{place}")'
+        cells.insert(1, nbformat.v4.new_code_cell(code, id="folder"))
+    notebook.cells = cells
+    path = folder / f"exercise-{name}.ipynb"
     with path.open("x", encoding="utf-8") as file:
         nbformat.write(notebook, file)
     return path
 
 
+def _with_marks(lines, before):
+    """Return a changed cell with a comment behind each changed line, if these are the smaller part."""
+    changed = [line.strip() != "" and line not in before for line in lines]
+    if 2 * sum(changed) < len(lines):
+        marks = ["  # Changed." * mark for mark in changed]
+        lines = [line + mark for line, mark in zip(lines, marks, strict=True)]
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("changes", nargs="*", metavar="change", help="see the list")
-    changes = parser.parse_args().changes
-    unknown = set(changes) - set(CHANGES)
-    if unknown:
-        parser.error(f"unknown: {', '.join(unknown)}. There are: {', '.join(CHANGES)}")
+    parser.add_argument("--folder", type=Path, default=ROOT, help="where to write the notebook")
+    arguments, known = parser.parse_args(), read_changes()
+    changes = arguments.changes
+    if unknown := set(changes) - set(known):
+        parser.error(f"unknown: {', '.join(unknown)}. There are: {', '.join(known)}")
     if not changes:
-        print("\n".join(CHANGES))
+        print("\n".join(known))
     for change in changes:
         try:
-            print(write(change))
+            print(write(change, arguments.folder.resolve()))
         except FileExistsError as error:
             parser.error(f"{error.filename} is there already. Move it away first.")
 

@@ -1,4 +1,4 @@
-"""Runs the code of the notebook as a plain Python program, for the tests and the benchmarks."""
+"""Reads, changes and runs the notebook, for the other tools, the tests and the benchmarks."""
 
 import ast
 import hashlib
@@ -6,7 +6,9 @@ import itertools
 import json
 import linecache
 import os
+import re
 import sys
+import textwrap
 from pathlib import Path
 from unittest import mock
 
@@ -15,48 +17,73 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "cifar10_cnn.ipynb"
 DATA_PATH = os.environ.get("CIFAR10_DATA_PATH", str(ROOT / "data" / "CIFAR-10"))
-TRAINING = "optimize(num_iterations)"
+TRAINING = "optimize(num_iterations=last_iteration - int(global_step.numpy()))"
+# The environment variables that choose other values than those which the notebook assigns.
+SETTINGS = {
+    "CIFAR10_DATA_PATH": "cifar10.data_path",
+    "CIFAR10_SAVE_DIR": "save_dir",
+    "CIFAR10_LAST_ITERATION": "last_iteration",
+}
 _runs = itertools.count()
 
 
-def settings(data_path, save_dir, num_iterations=0):
+def choose_settings(notebook, environment):
+    """Assign the settings in the cells of a notebook what the environment variables say."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for variable, name in SETTINGS.items():
+        if variable in environment:
+            value = environment[variable]
+            value = int(value) if name == "last_iteration" else str(value)
+            line = f"{name} = {value!r}"
+            pattern = re.compile(rf"^{re.escape(name)} = .*$", re.MULTILINE)
+            [cell] = [cell for cell in code if pattern.search(cell.source)]
+            cell.source = pattern.sub(lambda match, line=line: line, cell.source)
+
+
+def settings(data_path, save_dir, last_iteration=0):
     """Return the environment of a process that runs the notebook."""
-    return os.environ | {
-        "CIFAR10_DATA_PATH": str(data_path),
-        "CIFAR10_SAVE_DIR": str(save_dir),
-        "CIFAR10_NUM_ITERATIONS": str(num_iterations),
-    }
+    values = data_path, save_dir, last_iteration
+    return os.environ | {variable: str(value) for variable, value in zip(SETTINGS, values, strict=True)}
 
 
 def defined_names(source):
-    """Return the set of names that a cell defines: functions, classes, variables."""
-    body = ast.parse(source).body
-    targets = {target for node in body if isinstance(node, ast.Assign) for target in node.targets}
-    names = {target.id for target in targets if isinstance(target, ast.Name)}
-    return names | {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    """Return the list of the names that a cell defines: functions, classes, variables."""
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+    return names
 
 
 def changed_notebook(replace):
     """Return the notebook with some cells or lines changed, and the set of the ids of the changed cells.
 
     :param replace: Dictionary to the new text, from a name that a code cell defines, for the whole cell,
-        or from the old text in a cell.
+        or from the old text in a cell, one or more lines or a part of a line. The indentation of lines is
+        that of the cell.
     :raises ValueError: No cell has that name or text, or there are several.
     """
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     changed = set()
     for old, new in replace.items():
+        pattern = r"\n *".join(map(re.escape, textwrap.dedent(old).splitlines()))
         if old.isidentifier():
-            found = [cell for cell in code if old in defined_names(cell.source)]
-            times = len(found)
+            found = [(cell, None) for cell in code if old in defined_names(cell.source)]
         else:
-            found = [cell for cell in code if old in cell.source]
-            times = sum(cell.source.count(old) for cell in found)
-        if times != 1:
-            raise ValueError(f"{old!r} is in the notebook {times} times, not once.")
-        [cell] = found
-        cell.source = new.strip("\n") if old.isidentifier() else cell.source.replace(old, new)
+            found = [(cell, match) for cell in code for match in re.finditer(pattern, cell.source)]
+        if len(found) != 1:
+            raise ValueError(f"{old!r} is in the notebook {len(found)} times, not once.")
+        [(cell, match)] = found
+        if match:
+            before, after = cell.source[: match.start()], cell.source[match.end() :]
+            line = before.rpartition("\n")[2]
+            indentation = line[: len(line) - len(line.lstrip())]
+            new = new.strip("\n").replace("\n", f"\n{indentation}").replace(f"\n{indentation}\n", "\n\n")
+            new = before + new + after
+        cell.source = new.strip("\n")
         changed.add(cell.id)
     return notebook, changed
 
@@ -76,13 +103,14 @@ def run_cells(data_path, save_dir, replace=None):
     :return: Dictionary of all global names of the notebook.
     """
     notebook, _ = changed_notebook(replace or {})
+    choose_settings(notebook, {"CIFAR10_DATA_PATH": data_path, "CIFAR10_SAVE_DIR": save_dir})
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     training = next(i for i, cell in enumerate(cells) if cell.source == TRAINING)
 
     run = next(_runs)
     namespace = {"__name__": "cifar10_cnn"}
     with (
-        mock.patch.dict(os.environ, settings(data_path, save_dir) | {"MPLBACKEND": "Agg"}),
+        mock.patch.dict(os.environ, {"MPLBACKEND": "Agg"}),
         mock.patch.object(sys, "path", [str(ROOT), *sys.path]),
     ):
         for cell in cells[:training]:

@@ -1,6 +1,6 @@
 """Draws the two pictures of the exercise on better networks.
 
-    python -m tools.draw_better_networks
+    python -m benchmarks.draw_better_networks
 
 images/better_networks.png is from benchmarks/accuracy.csv and the learning curve of the shipped network,
 images/whitening.png from that network and from the images of CIFAR-10.
@@ -10,22 +10,20 @@ import tempfile
 
 import matplotlib.pyplot as plt
 import numpy as np
-import tensorflow as tf
 
-from tools.better_networks import LADDER
-from tools.exercises import measured, processor
+from benchmarks.accuracy import LADDER, measured, processor
+from benchmarks.tables import CHECKPOINT, PROCESSOR, read_curve
+from tools.exercises import read_changes
 from tools.notebook import DATA_PATH, ROOT, run_cells
-
-CHECKPOINT = ROOT / "checkpoints" / "cifar10_cnn-150000"
 
 
 def draw_accuracies():
     """Plot the test accuracy of each step over its minutes of training, beside the shipped network's."""
-    curve = tf.train.load_checkpoint(CHECKPOINT).get_tensor("learning_curve/.ATTRIBUTES/VARIABLE_VALUE")
+    curve = read_curve()
     _, _, _, seconds, accuracy = curve[np.isfinite(curve[:, 4])].T
 
     fig, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    label = "the tutorial's network (Zen 5)"
+    label = f"the tutorial's network ({PROCESSOR})"
     ax.plot(seconds / 60, 100 * accuracy, "o-", color="black", markersize=3, label=label)
     ax.plot(15 * 60, 79.3, "*", color="black", markersize=10, label="the original in 2016")
     for number, change in enumerate(LADDER):
@@ -51,7 +49,7 @@ def draw_filters():
     """Plot the whitening filters beside those that the tutorial's first layer has learned."""
     learned = run_cells(DATA_PATH, CHECKPOINT.parent)["weights_conv1"].numpy()
     with tempfile.TemporaryDirectory() as folder:
-        whitening = run_cells(DATA_PATH, folder, LADDER["whitening"])["weights_conv1"].numpy()
+        whitening = run_cells(DATA_PATH, folder, read_changes()["whitening"])["weights_conv1"].numpy()
     fig = plt.figure(figsize=(8, 4), layout="constrained")
     halves = fig.subfigures(1, 2)
     for half, filters, rows, columns, title in [
