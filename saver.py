@@ -37,7 +37,6 @@ import warnings
 import weakref
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 from filelock import Timeout
@@ -140,7 +139,7 @@ class Saver:
         not at all. When it can't be saved, e.g. because the disk is full, that is printed, no other file is
         touched, and training can go on.
 
-        :return: Boolean whether it was saved.
+        :return: Boolean whether it was saved, which of several processes the first one does.
         :raises CheckpointError: `restore` wasn't called; what is trained isn't what would be saved; or that
             isn't sound, because an iteration failed or a number isn't finite.
         """
@@ -152,7 +151,7 @@ class Saver:
                 f"{step - run.saved[0]} iterations, but {updates - run.saved[1]} updates of the optimizer: a "
                 f"function made before a cell was run again still trains what was there before. {_RESTART}"
             )
-        values = {name: np.asarray(keras.ops.convert_to_numpy(v)) for name, v in self._variables().items()}
+        values = {name: np.asarray(v.numpy()) for name, v in self._variables().items()}
         if bad := [name for name, x in values.items() if x.dtype.kind == "f" and not np.isfinite(x).all()]:
             run.failed = True
             raise CheckpointError(
@@ -173,7 +172,7 @@ class Saver:
             print(f"\nCOULD NOT SAVE {path}: {_first_line(error)}\n{_advice(error)}Training goes on.")
             return False
         run.saved = step, updates
-        return _is_chief()
+        return True
 
     @contextlib.contextmanager
     def training(self):
@@ -274,7 +273,8 @@ class Saver:
         if start:
             self._assign(values, but="/learning_rate")
             print(f"{other}Started from {start}, to be trained on in {place}")
-            if new := [n for n in self._misfits(values) if "/Adam" not in n and "learning_rate" not in n]:
+            new = [name for name in self._misfits(values) if "learning_rate" not in name]
+            if new := [name for name in new if name.split("/Adam")[0] not in new or "/Adam" not in name]:
                 print(f"New, because none there fits: {_some(new)}.")
             return
         if any(run.saved) or self._progress()[1]:

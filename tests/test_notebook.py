@@ -291,12 +291,14 @@ def train_up_to(notebook, last_iteration):
 
 
 def test_training_goes_up_to_a_number_and_shows_and_records_its_progress(new_notebook, tmp_path, capsys):
+    other = new_notebook(tmp_path / "other")
+    losses = [float(other.train_step(*other.random_batch(step))) for step in range(1, 11)]
     notebook = new_notebook(replace=OFTEN | {"if i_global in (1000, 5000)": "if i_global in (10, 5000)"})
     capsys.readouterr()
     train_up_to(notebook, 10)
     assert notebook.global_step == notebook.optimizer.iterations == 10
     rows = notebook.learning_curve
-    assert [row[0] for row in rows] == [5, 10]
+    assert [row[:2] for row in rows] == [[5, losses[4]], [10, losses[9]]]
     assert 0 < rows[0][3] < rows[1][3] and np.isnan(rows[0][4])
     x_batch, y_true_batch = notebook.random_batch(10)
     logits, _, _ = forward(notebook.network, x_batch[:, 4:28, 4:28] / 255, training=False)
