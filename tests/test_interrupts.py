@@ -27,10 +27,12 @@ SLOW = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def _interrupts():
-    """A shell lets its background jobs ignore them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell lets its background jobs ignore some, and nohup others."""
+    usual = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(number, handler) for number, handler in zip(SIGNALS, usual, strict=True)]
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
 
 
 def state(notebook):
@@ -258,6 +260,14 @@ def test_interrupt_while_evaluating(number, new_notebook, uninterrupted, monkeyp
         patch.setitem(names, "y_pred_cls", lambda images: signal.raise_signal(signal.SIGINT))
         notebook.print_test_accuracy()
     assert train_up_to(ITERATIONS, notebook) == uninterrupted
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path, monkeypatch):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    kernel = Kernel(tmp_path)
+    monkeypatch.setitem(kernel.names, "float", lambda x: signal.raise_signal(signal.SIGHUP) or float(x))
+    assert kernel.optimize(3) == [True] * 3
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_a_second_interrupt_breaks_off_and_harms_nothing(tmp_path):
