@@ -68,6 +68,7 @@ class _Run:
 
 
 _runs = weakref.WeakKeyDictionary()
+_networks = weakref.WeakKeyDictionary()  # By the optimizers that were made for them.
 
 
 class Saver:
@@ -88,6 +89,7 @@ class Saver:
         known, rest = _runs.get(network), {name: x for name, x in objects.items() if x is not network}
         if known is None or any(known.objects[name] is not x for name, x in rest.items()):
             _runs[network] = _Run(rest, _settings(network, optimizer), known.saved if known else (0, 0))
+        _networks.setdefault(optimizer, weakref.ref(network))
         self._run, self._objects, self._functions = _runs[network], objects, functions
 
     def restore(self, save_dir, start_from=None):
@@ -234,8 +236,7 @@ class Saver:
         """Check that the notebook still uses the objects of this saver, and perhaps that they are sound."""
         run, namespace = self._run, inspect.unwrap(_inner(self._functions[0])).__globals__
         changed = [name for name, x in self._objects.items() if namespace.get(name, x) is not x]
-        others = [other for other in _runs.values() if other is not run]
-        changed += ["network"] * any(o.objects["optimizer"] is run.objects["optimizer"] for o in others)
+        changed += ["network"] * (_networks[self._objects["optimizer"]]() is not self._objects["network"])
         if changed:
             raise CheckpointError(f"Made again, so not what this saver saves: {_some(changed)}. {_RESTART}")
         if needs_folder and run.folder is None:
