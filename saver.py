@@ -116,17 +116,18 @@ class Saver:
         record = {"began": start and str(start)} | _describe(self._functions, run.settings)
         for folder in [base, *filter(_may_be_listed, _list(base))]:
             path, found = _newest(folder)
-            differences = _differences(found["record"], record) if path else []
-            if path and start and start.parent != folder and not found["record"].get("began"):
+            if not path:
+                continue
+            differences = _differences(found["record"], record)
+            if start and start.parent != folder and not found["record"].get("began"):
                 differences.append("it began with new variables")
-            if path and not differences:
-                differences = [f"{name} doesn't fit" for name in self._misfits(found)]
-            if path and not differences:
+            differences = differences or [f"{name} doesn't fit" for name in self._misfits(found)]
+            if not differences:
                 self._assign(found)
                 record["began"] = found["record"]["began"]
                 print(f"Restored checkpoint from: {path}")
                 break
-            if path and folder is base:
+            if folder is base:
                 other = f"{folder}{os.sep} holds another training (changed: {_some(differences)}).\n"
         else:
             folders = itertools.chain([base], (base / f"changed-{n}" for n in itertools.count(1)))
@@ -160,13 +161,13 @@ class Saver:
                 f"After {step} iterations {_some(bad)} aren't finite, so they aren't saved. "
                 f"The checkpoint after {run.saved[0]} is kept. Try a lower learning-rate. {_RESTART}"
             )
-        values["learning_curve"] = np.array(self._objects["learning_curve"], np.float64)
+        values["learning_curve"] = np.array(curve, np.float64)
         values["record"] = json.dumps(run.record)
         path = run.folder / f"cifar10_cnn-{step}"
         try:
             if _is_chief():
                 _clear_unfinished(run.folder)
-                if _list(run.folder, path.name + _ENDINGS + r"(\.deleted)?") and not self._owns(path):
+                if _list(run.folder, path.name + _ENDINGS) and not self._owns(path):
                     raise FileExistsError(0, "another checkpoint has that name; move it away", str(path))
                 _write(path, values)
                 self._delete_old()
@@ -261,10 +262,9 @@ class Saver:
         return [name for name, shape in shapes.items() if name not in values or values[name].shape != shape]
 
     def _assign(self, values, but=()):
-        """Assign the variables the values that fit, and record the learning curve."""
-        misfits = self._misfits(values)
+        """Assign all variables, but for those of some names, their values, and record the learning curve."""
         for name, v in self._variables().items():
-            if name not in misfits and not name.endswith(but):
+            if name not in but:
                 v.assign(values[name])
         self._objects["learning_curve"][:] = values.get("learning_curve", np.zeros(0)).tolist()
 
@@ -272,20 +272,23 @@ class Saver:
         """Begin a run in an empty folder, with new variables or from a checkpoint."""
         run, place = self._run, f"{folder}{os.sep}"
         if start:
-            self._assign(values, but="/learning_rate")
+            misfits = self._misfits(values)
+            self._assign(
+                values, but=[*misfits, *(name for name in values if name.endswith("/learning_rate"))]
+            )
             print(f"{other}Started from {start}, to be trained on in {place}")
-            new = [name for name in self._misfits(values) if "learning_rate" not in name]
+            new = [name for name in misfits if "learning_rate" not in name]
             if new := [name for name in new if name.split("/Adam")[0] not in new or "/Adam" not in name]:
                 print(f"New, because none there fits: {_some(new)}.")
             return
         if any(run.saved) or self._progress()[1]:
-            go_on = f' To go on with this one: saver.restore(save_dir, start_from="{run.folder}")' * bool(
-                run.folder
-            )
-            raise CheckpointError(
+            text = (
                 f"There is no checkpoint of this training in {place}, but the network in memory is trained. "
-                f"To begin with a new one, restart the kernel and run all cells.{go_on}"
             )
+            text += "To begin with a new one, restart the kernel and run all cells."
+            if run.folder:
+                text += f' To go on with this one: saver.restore(save_dir, start_from="{run.folder}")'
+            raise CheckpointError(text)
         self._objects["global_step"].assign(0)
         self._objects["learning_curve"].clear()
         if other:
@@ -294,10 +297,8 @@ class Saver:
 
     def _owns(self, path):
         with contextlib.suppress(OSError, _DamagedError):
-            record = _read(path)["record"]
-            return record.get("began") == self._run.record["began"] and not _differences(
-                record, self._run.record
-            )
+            record, mine = _read(path)["record"], self._run.record
+            return record.get("began") == mine["began"] and not _differences(record, mine)
         return False
 
     def _prepare_folder(self):
@@ -324,10 +325,9 @@ class Saver:
         try:
             for path in _checkpoints(folder)[MAX_TO_KEEP:]:
                 if _number(path) % KEEP_EVERY and self._owns(path):
-                    Path(f"{path}{_INDEX}").rename(f"{path}{_INDEX}.deleted")
-            for file in _list(folder, r"cifar10_cnn-\d+\.index\.deleted"):
-                file.with_name(file.name.replace(f"{_INDEX}.deleted", _DATA)).unlink(missing_ok=True)
-                file.unlink()
+                    (folder / _UNFINISHED).mkdir(exist_ok=True)
+                    os.replace(f"{path}{_INDEX}", folder / _UNFINISHED / f"{path.name}{_INDEX}")
+            _clear_unfinished(folder)
         except OSError as error:
             _print_once(f"Old checkpoints can't be deleted, so they are kept: {error.strerror}")
 
@@ -377,11 +377,10 @@ def _flat(x, name):
     """Return the settings of a Keras object, with those of objects within it, by dotted names."""
     if isinstance(x, dict) and x.get("class_name") == "DTypePolicy":
         return {name: x["config"]["name"]}
+    if isinstance(x, dict) and (x.get("class_name") == "__lambda__" or x.keys() == {"value"}):
+        return {}  # A lambda has no stable text.
     if isinstance(x, dict) and "class_name" in x:
-        inner = {} if x["class_name"] == "__lambda__" else _flat(x["config"], name)  # It has no stable text.
-        return inner | {name: x["class_name"]}
-    if isinstance(x, dict) and x.keys() == {"value"}:  # A lambda, which has no stable text.
-        return {}
+        return _flat(x["config"], name) | {name: x["class_name"]}
     if isinstance(x, list) and any(isinstance(v, dict) for v in x):
         x = dict(enumerate(x))
     if isinstance(x, dict):
@@ -413,9 +412,8 @@ def _describe(functions, settings):
         if sources.get(x.__code__.co_qualname) == source:
             continue
         sources[x.__code__.co_qualname] = source
-        used = {name: namespace[name] for name in names & namespace.keys()} | inspect.getclosurevars(
-            x
-        ).nonlocals
+        used = {name: namespace[name] for name in names & namespace.keys()}
+        used |= inspect.getclosurevars(x).nonlocals
         waiting += filter(callable, used.values())
         values |= {name: text for name, value in used.items() if (text := _value(value)) is not None}
     return {"settings": settings | values, "functions": sources}
@@ -491,12 +489,10 @@ class _Interrupted(threading.Event):
     def note(self, before, number, frame):
         if number == signal.SIGINT:  # The next one breaks off.
             signal.signal(number, before)
+        text = "\nInterrupted: this iteration is finished and saved. Stop again to break off."
         with contextlib.suppress(RuntimeError, OSError):  # In another print; without a terminal.
             if not super().is_set():
-                print(
-                    "\nInterrupted: this iteration is finished and saved. Stop again to break off.",
-                    flush=True,
-                )
+                print(text, flush=True)
         self.set()
 
 
@@ -582,7 +578,7 @@ def _number(path):
 
 
 def _unfinished(folder):
-    """Return the indices of saves that were broken off: an index gets its name last."""
+    """Return the indices of saves and deletions that were broken off: an index comes last, and goes first."""
     indices = _list(folder / _UNFINISHED, r"cifar10_cnn-\d+\.index")
     return [index for index in indices if not (folder / index.name).exists()]
 

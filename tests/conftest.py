@@ -1,7 +1,9 @@
 """Fixtures: the stand-in set, the real CIFAR-10 where it is at hand, and what the notebook defines."""
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -132,3 +134,33 @@ def small_disk(tmp_path):
     yield make
     if os.path.ismount(path):
         subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def begin():
+    """A function that runs Python in another process, until the end of the test.
+
+    Its arguments are those of Python, the folder, and more variables of the environment.
+    """
+    processes = []
+
+    def run(*arguments, cwd=ROOT, env=None):
+        command = [sys.executable, "-u", *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, cwd=cwd, env=os.environ | (env or {}), **pipes))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def two_tasks():
+    """The variables of the environment of two processes on this computer that train together."""
+    with socket.socket() as first, socket.socket() as second:
+        for s in (first, second):
+            s.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in (first, second)]
+    tasks = [{"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}} for i in (0, 1)]
+    return [{"TF_CONFIG": json.dumps(task)} for task in tasks]

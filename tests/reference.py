@@ -6,19 +6,13 @@ import numpy as np
 import tensorflow as tf
 
 from tests.conftest import SHARED
+from tests.toy import original_name, values_of, write
 
 ORIGINAL = SHARED / "original"
 CHECKPOINT = ORIGINAL / "cifar10_cnn-1000"
 
 
-def original_name(variable):
-    """The name that a variable of the network had in the original program."""
-    layer, name = variable.path.split("/")[-2:]
-    layer = layer.replace("layer_softmax", "fully_connected").replace("_batch_normalize", "/batch_normalize")
-    return f"network/{layer}/{name.replace('kernel', 'weights')}"
-
-
-def values_of(network):
+def weights_of(network):
     """The values of a network's variables by their names in the original program."""
     return {original_name(v): v.numpy().astype(np.float64) for v in network.variables}
 
@@ -30,8 +24,7 @@ def state(notebook):
 
 def original_checkpoint(folder, step=1000, without=None):
     """The path and the values of the original checkpoint, or of one made up after other iterations."""
-    reader = tf.train.load_checkpoint(CHECKPOINT)
-    values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    values = values_of(CHECKPOINT)
     if step == 1000 and not without:
         return CHECKPOINT, values
     random = np.random.default_rng(step)
@@ -43,10 +36,8 @@ def original_checkpoint(folder, step=1000, without=None):
         for name, beta in (("beta1_power", 0.9), ("beta2_power", 0.999)):
             values[name] = np.float32(beta) ** np.float32(step + 1)
     values.pop(without, None)
-    path, tensors = folder / f"cifar10_cnn-{step}", [tf.constant(value) for value in values.values()]
-    tf.raw_ops.SaveV2(
-        prefix=str(path), tensor_names=list(values), shape_and_slices=[""] * len(values), tensors=tensors
-    )
+    path = folder / f"cifar10_cnn-{step}"
+    write(path, values)
     return path, values
 
 
@@ -102,7 +93,7 @@ def forward(network, images, training):
 
     Returns the numbers before the softmax, and the mean and variance of the batch.
     """
-    values = network if isinstance(network, dict) else values_of(network)
+    values = network if isinstance(network, dict) else weights_of(network)
     x = convolve(images.astype(np.float64), values, "layer_conv1")
     mean, variance = used = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
     name = "network/layer_conv1/batch_normalize/"

@@ -1,8 +1,6 @@
 """Tests that the notebook trains on several devices, and that a GPU can do what the notebook gives it."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 
@@ -13,7 +11,9 @@ import tensorflow as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 
+from tests.conftest import two_tasks
 from tests.train import OFTEN
+from tools.devices import several_devices
 from tools.exercises import read_changes
 from tools.notebook import ROOT, changed_notebook, choose_settings, settings
 
@@ -61,40 +61,18 @@ def test_checkpoint_of_two_devices_opens_on_one(replicas, program):
     assert difference < 1e-6
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.mark.slow
-def test_two_processes_by_the_exported_notebook(stand_in_path, tmp_path, replicas):
+def test_two_processes_by_the_exported_notebook(begin, stand_in_path, tmp_path, replicas):
     """The notebook as a script, with the answer's changes, run twice by two workers."""
-    change = {
-        old: new.replace("MirroredStrategy()", "MultiWorkerMirroredStrategy()")
-        for old, new in read_changes()["several devices"].items()
-    }
+    change = several_devices("MultiWorkerMirroredStrategy()")
     for last_iteration in (5, 10):
         notebook, _ = changed_notebook(change | OFTEN)
         choose_settings(notebook, settings(stand_in_path, tmp_path / "checkpoints", last_iteration))
         nbformat.write(notebook, tmp_path / "script.ipynb")
         command = [sys.executable, "-m", "nbconvert", "--to", "script", str(tmp_path / "script.ipynb")]
         subprocess.run(command, check=True, capture_output=True)
-        workers = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-        processes = []
-        for index in range(2):
-            task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
-            changed = {"TF_CONFIG": json.dumps(task), "MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "script.py"],
-                    cwd=tmp_path,
-                    env=os.environ | changed,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
+        variables = {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+        processes = [begin("script.py", cwd=tmp_path, env=variables | task) for task in two_tasks()]
         outputs = [process.communicate(timeout=300)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], outputs
         assert [output.count("Saved checkpoint.") for output in outputs] == [1, 1]

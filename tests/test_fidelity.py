@@ -18,7 +18,8 @@ from scipy.special import softmax
 
 from tests import reference
 from tests.conftest import NO_PICTURES, needs_cifar10, needs_original
-from tests.reference import CHECKPOINT, ORIGINAL, original_name
+from tests.reference import CHECKPOINT, ORIGINAL
+from tests.toy import original_name
 from tools.notebook import run_cells
 
 FEWER = {'Dense(256, activation="relu"': 'Dense(200, activation="relu"'}

@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -16,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 from saver import CheckpointError
-from tests.toy import DATA, INDEX, Kernel, files, numbers
+from tests.toy import DATA, INDEX, Kernel, files
 from tests.train import EXERCISE_OFTEN, OFTEN, STAGES
-from tools.notebook import ROOT, run_cells, settings
+from tools.notebook import ROOT, run_cells
 
 ITERATIONS = 60
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -57,28 +55,11 @@ def uninterrupted(stand_in_path, tmp_path_factory):
 
 
 @pytest.fixture
-def begin():
-    """A function that runs a module of the project in another process, until the end of the test."""
-    processes = []
-
-    def run(*arguments, env=None):
-        command = [sys.executable, "-u", "-m", *map(str, arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
 def start(begin, stand_in_path, tmp_path):
     """A function that begins to train in another process, in the folder `checkpoints`."""
 
     def run(iterations=ITERATIONS, *options):
-        process = begin("tests.train", stand_in_path, tmp_path / "checkpoints", iterations, *options)
+        process = begin("-m", "tests.train", stand_in_path, tmp_path / "checkpoints", iterations, *options)
         wait_for("TRAINING BEGINS\n", process)
         return process
 
@@ -183,20 +164,6 @@ def test_interrupt_of_a_process(number, start, new_notebook, uninterrupted, tmp_
     else:  # With a last row in the curve, or on a fast machine.
         whole = new_notebook(save_dir=tmp_path / "whole", replace=OFTEN)
         assert state(resumed) == train_up_to(step, whole)
-
-
-@SLOW
-def test_interrupt_of_the_run_without_a_browser(begin, stand_in_path, tmp_path):
-    """It saves a checkpoint and goes on to the results."""
-    environment = settings(stand_in_path, tmp_path / "checkpoints", 100_000)
-    process = begin("tools.run_notebook", "--build", tmp_path / "build", env=environment)
-    wait_for("Global Step:", process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert "Saved checkpoint." in output and "Interrupted: " in output
-    assert output.splitlines()[-1].startswith("Accuracy on Test-Set: ")
-    assert len(numbers(tmp_path / "checkpoints")) == 1
 
 
 TYPICAL = [[number] for number in SIGNALS] + [
@@ -312,7 +279,9 @@ def test_a_second_interrupt_while_saving_harms_nothing(ending, tmp_path, monkeyp
 def test_interrupted_measurement_records_nothing(begin, stand_in_path):
     results = ROOT / "benchmarks" / "accuracy.csv"
     before = results.read_bytes()
-    process = begin("benchmarks.accuracy", "as it is", "--seeds", "987654", "--data-path", stand_in_path)
+    process = begin(
+        "-m", "benchmarks.accuracy", "as it is", "--seeds", "987654", "--data-path", stand_in_path
+    )
     try:
         wait_for("Global Step:", process)
         process.send_signal(signal.SIGINT)

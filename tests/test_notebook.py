@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from saver import CheckpointError
 from tests import reference
-from tests.reference import forward, original_name, state, values_of
+from tests.reference import forward, state, weights_of
+from tests.toy import original_name
 from tests.train import OFTEN
 from tools.notebook import TRAINING
 
@@ -125,7 +126,7 @@ def test_initial_weights(notebook):
     limit = np.sqrt(6 / (128 + 10))
     weights = notebook.network.get_layer("layer_softmax").kernel.numpy().ravel()
     assert stats.kstest(weights, stats.uniform(-limit, 2 * limit).cdf).pvalue > 0.001
-    for name, value in values_of(notebook.network).items():
+    for name, value in weights_of(notebook.network).items():
         if not name.endswith("weights"):
             assert (value == name.endswith("variance")).all(), name
 
@@ -190,7 +191,7 @@ def test_an_iteration_equals_numpy(new_notebook):
     for step in (1, 2):
         x_batch, y_true_batch = (x[:8] for x in notebook.random_batch(step))
         images = reference.distort(np.float32(x_batch / 255), np.array([notebook.random_seed, step]))
-        values, cls = values_of(notebook.network), y_true_batch.argmax(axis=1)
+        values, cls = weights_of(notebook.network), y_true_batch.argmax(axis=1)
 
         def loss(changed, images=images, values=values, cls=cls):
             return reference.cross_entropy(forward(values | changed, images, training=True)[0], cls)
@@ -226,7 +227,7 @@ def test_training_and_testing_network_share_variables_but_differ(new_notebook):
 
 
 def test_layer_output_is_that_of_the_testing_network(notebook):
-    images, values = np.float32(notebook.images_test[:2, 4:28, 4:28] / 255), values_of(notebook.network)
+    images, values = np.float32(notebook.images_test[:2, 4:28, 4:28] / 255), weights_of(notebook.network)
     conv1 = np.maximum(
         reference.convolve(images.astype(np.float64), values, "layer_conv1") / np.sqrt(1 + 0.001), 0
     )

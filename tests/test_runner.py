@@ -208,6 +208,7 @@ def test_the_whole_notebook_is_interrupted_and_goes_on_where_it_lies(stand_in_pa
     next(line for line in process.stdout if re.match(r"Global Step: [1-9]", line))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
+    assert "Interrupted: " in output
     saved, accuracy = output.splitlines()[-2:]
     step = re.fullmatch(r"Global Step: +(\d+), .*, Saved checkpoint\.", saved)[1]
     assert process.returncode == 0 and accuracy.startswith("Accuracy on Test-Set: ")

@@ -10,9 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,8 +17,8 @@ import tensorflow as tf
 
 from saver import CheckpointError
 from tests import toy
+from tests.conftest import two_tasks
 from tests.toy import DATA, INDEX, OTHER, TOGETHER, Kernel, copy, files, numbers, values_of, write
-from tools.notebook import ROOT
 
 WIDER = {"keras.layers.Dense(3,": "keras.layers.Dense(4,"}
 ADAM = "keras.optimizers.Adam(learning_rate=0.01)"
@@ -715,29 +712,14 @@ print("ENDS AFTER", int(kernel.global_step.numpy()))
 
 
 @pytest.fixture
-def workers():
+def workers(begin):
     """A function that begins to train in two processes that train together, each with its folder."""
-    processes = []
 
-    def begin(folders, iterations):
-        sockets = [socket.socket() for _ in range(2)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        cluster = {"worker": [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]}
-        for s in sockets:
-            s.close()
-        for index, folder in enumerate(folders):
-            task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-            command = [sys.executable, "-u", "-c", WORKER, str(folder), str(iterations)]
-            environment = os.environ | {"TF_CONFIG": json.dumps(task)}
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
-        return processes
+    def run(folders, iterations):
+        pairs = zip(folders, two_tasks(), strict=True)
+        return [begin("-c", WORKER, folder, iterations, env=task) for folder, task in pairs]
 
-    yield begin
-    for process in processes:
-        process.kill()
-        process.wait()
+    return run
 
 
 @SLOW

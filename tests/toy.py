@@ -167,7 +167,7 @@ class Kernel:
     def state(self):
         """All that training changes, as bytes."""
         variables = [*self.network.variables, *self.optimizer.variables, self.global_step]
-        return [v.numpy().tobytes() for v in variables] + [self.learning_curve]
+        return [v.numpy().tobytes() for v in variables] + [list(self.learning_curve)]
 
 
 def files(folder):
@@ -204,15 +204,19 @@ def copy(source, target):
         shutil.copy(f"{source}{ending}", f"{target}{ending}")
 
 
+def original_name(variable):
+    """The name that a variable of the network had in the original program."""
+    name = variable.path.replace("/layer_softmax/", "/fully_connected/").replace("/kernel", "/weights")
+    return name.replace("_batch_normalize/", "/batch_normalize/")
+
+
 def original(kernel, step):
     """What the original program would have saved: values of their own, all different."""
     values = {"global_step": np.int32(step), "beta1_power": np.float32(0.9), "beta2_power": np.float32(0.999)}
     for v in kernel.network.variables:
-        name = v.path.replace("layer_softmax", "fully_connected").replace("kernel", "weights")
-        name = name.replace("_batch_normalize/", "/batch_normalize/")
         for ending in ("", "/Adam", "/Adam_1") if v.trainable else ("",):
             random = np.random.default_rng(len(values) + 100 * step)
-            values[name + ending] = random.random(v.shape, np.float32)
+            values[original_name(v) + ending] = random.random(v.shape, np.float32)
     return values | {"network/cross_entropy/Mean_average": np.float32(1)}
 
 

@@ -33,7 +33,7 @@ STAGES = (
     "written",
     "data moved",
     "index moved",
-    "old index renamed",
+    "old index moved",
     "old data deleted",
     "old index deleted",
 )
@@ -57,12 +57,9 @@ def kill_at(stage):
         setattr(owner, name, changed)
 
     def new_replace(target):
+        kill_if("old index moved", "unfinished" in target)
         kill_if("data moved", ".data" in target)
         kill_if("index moved", ".index" in target)
-
-    def new_unlink(path):
-        kill_if("old data deleted", ".data" in path)
-        kill_if("old index deleted", ".index" in path)
 
     def new_save(prefix, **others):
         nonlocal number
@@ -76,8 +73,8 @@ def kill_at(stage):
 
     save, tf.raw_ops.SaveV2 = tf.raw_ops.SaveV2, new_save
     change(os, "replace", new_replace)
-    change(Path, "rename", lambda target: kill_if("old index renamed", ".index" in target))
-    change(Path, "unlink", new_unlink)
+    change(Path, "unlink", lambda path: kill_if("old data deleted", ".data" in path))
+    change(os, "unlink", lambda name: kill_if("old index deleted", ".index" in name))
 
 
 def main():

@@ -4,11 +4,14 @@ import tensorflow as tf
 
 from tools.exercises import read_changes
 
-# The exercise's own change, for two logical devices of the processor.
-TWO_DEVICES = {
-    old: new.replace("MirroredStrategy()", 'MirroredStrategy(["CPU:0", "CPU:1"])')
-    for old, new in read_changes()["several devices"].items()
-}
+
+def several_devices(strategy):
+    """Return the exercise's own change, with another strategy in the place of MirroredStrategy()."""
+    changes = read_changes()["several devices"]
+    return {old: new.replace("MirroredStrategy()", strategy) for old, new in changes.items()}
+
+
+TWO_DEVICES = several_devices('MirroredStrategy(["CPU:0", "CPU:1"])')
 
 
 def split_cpu():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-from tools.notebook import NOTEBOOK, ROOT, changed_notebook, defined_names
+from tools.notebook import NOTEBOOK, ROOT, changed_notebook, defined_names, find_assignment
 
 _NAME = re.compile(r"\*\*([^*]+)\*\*(?:, from \*([^*]+)\*)?")
 EXPLANATION = """\
@@ -31,13 +31,13 @@ expect is in the table of that answer, in `cifar10_cnn.ipynb`; the figures in th
 tutorial's own network."""
 
 
-def read_changes(notebook=None):
+def read_changes():
     """Return for each name of a change what `changed_notebook` replaces, by reading the answers.
 
     :raises ValueError: A block of code stands where it isn't told what it takes the place of.
     """
-    cells = (notebook or nbformat.read(NOTEBOOK, as_version=4)).cells
-    code_cells = [defined_names(cell.source) for cell in cells if cell.cell_type == "code"]
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    names = {name for cell in cells if cell.cell_type == "code" for name in defined_names(cell.source)}
     changes = {"as it is": {}}
     for cell in cells:
         name = old = None
@@ -54,8 +54,7 @@ def read_changes(notebook=None):
             above = next(text for text in reversed(lines[:number]) if text)
             if above.endswith("nstead of the cell:"):
                 # The cell that defines the first of the block's names that the notebook has.
-                keys = [key for key in defined_names(block) if any(key in names for names in code_cells)]
-                changes[name][keys[0]] = block
+                changes[name][next(filter(names.__contains__, defined_names(block)))] = block
             elif above.endswith("nstead of:"):
                 old = block
             elif above.endswith("write:"):
@@ -91,8 +90,8 @@ def write(change, folder=ROOT):
             cells.append(mark)
             cell.source = _with_marks(cell.source.splitlines(), before[cell.id])
         cells.append(cell)
-    last = next(match[1] for cell in cells if (match := re.match(r"last_iteration = (\S+)$", cell.source)))
-    top = EXPLANATION.format(title=change, links="\n".join(links), last=last, folder=save_dir)
+    _, last = find_assignment(notebook, "last_iteration")
+    top = EXPLANATION.format(title=change, links="\n".join(links), last=last[1], folder=save_dir)
     cells.insert(0, nbformat.v4.new_markdown_cell(top, id="changes"))
     if folder != ROOT:
         place = os.path.relpath(ROOT, folder)

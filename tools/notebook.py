@@ -27,17 +27,23 @@ SETTINGS = {
 _runs = itertools.count()
 
 
+def find_assignment(notebook, name):
+    """Return the code cell in which a line assigns a name, and the match of that line, with the value."""
+    pattern = re.compile(rf"^{re.escape(name)} = (.*)$", re.MULTILINE)
+    code = (cell for cell in notebook.cells if cell.cell_type == "code")
+    [found] = [(cell, match) for cell in code for match in pattern.finditer(cell.source)]
+    return found
+
+
 def choose_settings(notebook, environment):
     """Assign the settings in the cells of a notebook what the environment variables say."""
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for variable, name in SETTINGS.items():
         if variable in environment:
             value = environment[variable]
             value = int(value) if name == "last_iteration" else str(value)
-            line = f"{name} = {value!r}"
-            pattern = re.compile(rf"^{re.escape(name)} = .*$", re.MULTILINE)
-            [cell] = [cell for cell in code if pattern.search(cell.source)]
-            cell.source = pattern.sub(lambda match, line=line: line, cell.source)
+            cell, match = find_assignment(notebook, name)
+            before, after = cell.source[: match.start(1)], cell.source[match.end(1) :]
+            cell.source = f"{before}{value!r}{after}"
 
 
 def settings(data_path, save_dir, last_iteration=0):

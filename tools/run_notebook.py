@@ -35,7 +35,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 import cifar10
-from tools.notebook import NOTEBOOK, ROOT, choose_settings, code_sha256
+from tools.notebook import NOTEBOOK, ROOT, choose_settings, code_sha256, find_assignment
 
 
 class TerminalClient(NotebookClient):
@@ -80,11 +80,8 @@ def show_headings(cell, cell_index):
 
 def assigned(notebook, name):
     """Return the value that a cell assigns a name."""
-    pattern = re.compile(rf"^{re.escape(name)} = (.*)$", re.MULTILINE)
-    [value] = [
-        value for cell in notebook.cells if cell.cell_type == "code" for value in pattern.findall(cell.source)
-    ]
-    return ast.literal_eval(value)
+    _, match = find_assignment(notebook, name)
+    return ast.literal_eval(match[1])
 
 
 def find_data(notebook):
