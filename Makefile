@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run test test-all test-faults test-versions test-oldest test-colab test-newest bench notebook pictures
+.PHONY: run test test-all test-faults test-versions test-oldest test-colab test-newest bench measure notebook pictures
 
 run: $(VENV)/run
 	$(BIN)/python -m tools.run_notebook
@@ -41,6 +41,14 @@ test-oldest test-colab test-newest: test-%:
 # Measure the speed beside other programs. Nothing else should run on the machine.
 bench: $(VENV)/run
 	$(BIN)/python -m benchmarks.bench
+
+# Train and measure all that isn't measured with this version on this kind of processor, for hours. When it is
+# broken off, the same command goes on. Nothing else should run on the machine.
+measure: $(VENV)/run
+	$(BIN)/python -m benchmarks.accuracy --missing
+	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.tables
+	$(MAKE) pictures
 
 # Run the notebook, keep the outputs in the notebook itself, and write its and the README's figures anew.
 notebook: $(VENV)/run

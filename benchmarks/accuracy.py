@@ -3,6 +3,7 @@
     python -m benchmarks.accuracy                                     # what was measured
     python -m benchmarks.accuracy "half as wide"                      # measure it with the notebook's seed
     python -m benchmarks.accuracy "as it is" --seeds 1 2 3 4 5 6 7    # and with others
+    python -m benchmarks.accuracy --missing                           # all that this version lacks
 
 The names are those of `tools.exercises`. Each is trained from the start, up to its `last_iteration`; its
 accuracies go into benchmarks/accuracy.csv. Nothing else should run on the machine when the minutes are to
@@ -44,7 +45,14 @@ LADDER = [
     "six views",
     "wider",
     "79 % in half a minute",
+    "wider in lower precision",
+    "half a minute in lower precision",
 ]
+
+# The seeds of what is measured by --missing; the other changes with the notebook's own.
+SEEDS = {"as it is": [42, 1, 2, 3, 4, 5, 6, 7]} | {name: [42, 1, 2] for name in LADDER[2:]}
+# These train the same network as others do, in another way.
+NOT_MEASURED = ["batched distortions", "loop in TensorFlow", "all three", "several devices"]
 
 # To choose between changes without a look at the test-set.
 HELD_OUT = {
@@ -112,6 +120,14 @@ def write_results(rows):
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table[key] for key in ordered)
+
+
+def missing():
+    """Return what this version lacks on this kind of machine, as pairs of a change and a seed."""
+    rows = [row for row in read_results() if (row["version"], row["machine"]) == (VERSION, machine())]
+    there = {(row["change"], int(row["seed"])) for row in rows if row["measured on"] == "test-set"}
+    names = [name for name in read_changes() if name not in NOT_MEASURED]
+    return [(name, seed) for name in names for seed in SEEDS.get(name, [42]) if (name, seed) not in there]
 
 
 def operations(network):
@@ -187,12 +203,14 @@ def main():
     parser.add_argument("changes", nargs="*", metavar="change", help="see `python -m tools.exercises`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--held-out", action="store_true", help="on 5,000 images of the training-set")
+    parser.add_argument("--missing", action="store_true", help="all that isn't measured with this version")
     parser.add_argument("--data-path", default=DATA_PATH)
     arguments = parser.parse_args()
     if unknown := set(arguments.changes) - set(known):
         parser.error(f"unknown: {', '.join(unknown)}. There are: {', '.join(known)}")
 
-    for change, seed in itertools.product(arguments.changes, arguments.seeds):
+    wanted = missing() if arguments.missing else itertools.product(arguments.changes, arguments.seeds)
+    for change, seed in wanted:
         print(f"\n{change}, seed {seed}", flush=True)
         write_results(measure(change, seed, arguments.held_out, arguments.data_path))
     print(summarize(read_results()))

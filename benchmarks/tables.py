@@ -133,12 +133,16 @@ def longer_text(curve):
     )
 
 
+def work(iterations):
+    """Return the PFLOP of so many iterations of the tutorial's network."""
+    row = measured("as it is")[0]
+    return float(row["PFLOP"]) / int(row["iterations"]) * iterations
+
+
 def better_networks(curve):
     """Return the table of the steps to better networks. What was measured together is one row."""
-    [one] = [row for row in measured("as it is", iterations=10_000) if row["seed"] == "42"]
     minutes = f"{curve[-1, 3] / 60:.1f}, {PROCESSOR}"
-    operations = f"{float(one['PFLOP']) * STEP / 10_000:.2f}"
-    rows = [["the tutorial's network, as it comes", percent(curve[-1, 4]), "1", minutes, operations]]
+    rows = [["the tutorial's network, as it comes", percent(curve[-1, 4]), "1", minutes, f"{work(STEP):.2f}"]]
     names = []
     for name in LADDER:
         names.append(name)
@@ -226,13 +230,27 @@ def fill(document, texts):
     return re.sub(marker + "(((?!<!--).)*<!-- end (?P=name) -->)?", replace, document, flags=re.S)
 
 
+def fill_answer(source):
+    """Return an answer with what was measured of the changes in its tables, with the notebook's seed."""
+
+    def replace(match):
+        runs = [row for row in measured(match["change"]) if row["seed"] == "42"]
+        if not runs:
+            return match[0]
+        minutes = f" {mean_minutes(runs)} |" if match["minutes"] else ""
+        return f"| {match['change']} | {mean_and_spread(runs)} |{minutes}"
+
+    row = r"^\| (?P<change>[^|]+) \| [\d.]+ % \|(?P<minutes> [\d.]+ \|)?$"
+    return re.sub(row, replace, source, flags=re.M) if source.startswith("<details>") else source
+
+
 def main():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     readme, of_notebook = texts(read_curve(), notebook)
     README.write_text(fill(README.read_text(encoding="utf-8"), readme), encoding="utf-8")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = fill(cell.source, of_notebook)
+            cell.source = fill_answer(fill(cell.source, of_notebook))
     nbformat.write(notebook, NOTEBOOK)
 
 

@@ -55,6 +55,8 @@ EXPECTED = {
     "79 % in half a minute": WHOLE
     | {"widths": [24, 48, 48, *[96] * 4, 10], "batch": 125, "rates": (0.1, 0), "last": 800},
 }
+EXPECTED["wider in lower precision"] = EXPECTED["wider"] | {"precision": "bfloat16"}
+EXPECTED["half a minute in lower precision"] = EXPECTED["79 % in half a minute"] | {"precision": "bfloat16"}
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,10 @@
     python -m tools.exercises                     # list them
     python -m tools.exercises "half as wide"      # write exercise-half-as-wide.ipynb, to open in Jupyter
 
-In an answer a line "**name**" or "**name**, from *other name*" begins a change. A block of code takes the
-place of a cell when "instead of the cell:" stands above it, and of lines when "instead of:" stands above
-these and "write:" above it. `benchmarks.accuracy` measures the same changes.
+In an answer a line "**name**", or "**name**, from *other name*", or "... and *other name*", begins a change,
+with all that those others change. A block of code takes the place of a cell when "instead of the cell:"
+stands above it, and of lines when "instead of:" stands above these and "write:" above it.
+`benchmarks.accuracy` measures the same changes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import nbformat
 
 from tools.notebook import NOTEBOOK, ROOT, changed_notebook, defined_names, find_assignment
 
-_NAME = re.compile(r"\*\*([^*]+)\*\*(?:, from \*([^*]+)\*)?")
+_NAME = re.compile(r"\*\*([^*]+)\*\*(?:, from (\*.+\*))?")
 EXPLANATION = """\
 # {title}
 
@@ -46,8 +47,8 @@ def read_changes():
         lines = cell.source.splitlines()
         for number, line in enumerate(lines):
             if match := _NAME.fullmatch(line):
-                name = match[1]
-                changes[name] = dict(changes[match[2] or "as it is"])
+                name, others = match[1], re.findall(r"\*(.+?)\*", match[2] or "")
+                changes[name] = {old: new for other in others for old, new in changes[other].items()}
             if name is None or line != "```python":
                 continue
             block = "\n".join(lines[number + 1 : lines.index("```", number)])
