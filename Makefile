@@ -22,18 +22,20 @@ test-all: $(VENV)/test
 test-faults: $(VENV)/test
 	$(BIN)/python -m pytest --full -m fault
 
-# All tests with the oldest versions that requirements.txt allows, with those of Colab, and with the newest,
-# each in a new environment in build/. `make -k test-versions` tries all three whatever fails.
+# All tests with the oldest versions that requirements.txt allows, with those of Colab in August 2026, and with
+# the newest, each with another Python in a new environment in build/. `make -k test-versions` tries all three
+# whatever fails.
 PYTHON311 ?= python3.11
 PYTHON312 ?= python3.12
 PYTHON313 ?= python3.13
+COLAB = tensorflow==2.20.* keras==3.13.2 numpy==2.1.3 matplotlib==3.10.0 scikit-learn==1.6.1
 OLDEST = $(shell sed -n 's/^\([a-z-]*\)>=\([0-9.]*\).*/\1==\2/p' requirements.txt tests/requirements.txt)
 
 test-versions: test-oldest test-colab test-newest
 
 test-oldest: WITH = PYTHON=$(PYTHON311) VERSIONS="$(OLDEST)"
-test-colab: WITH = PYTHON=$(PYTHON312) VERSIONS="tensorflow==2.20.* keras==3.13.2"
-test-newest: WITH = PYTHON=$(PYTHON313)
+test-colab: WITH = PYTHON=$(PYTHON313) VERSIONS="$(COLAB)"
+test-newest: WITH = PYTHON=$(PYTHON312)
 test-oldest test-colab test-newest: test-%:
 	rm -rf build/$*
 	$(MAKE) test-all VENV=build/$* $(WITH)

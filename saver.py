@@ -9,14 +9,12 @@
             saver.save()
 
 A checkpoint is a pair of files in TensorFlow's own format, cifar10_cnn-<iterations>.index and
-cifar10_cnn-<iterations>.data-00000-of-00001, which `tf.train.load_checkpoint` reads. The variables have the
-names that they had in the original program of 2016, and "record" describes the run. A folder holds one run:
-that of its newest checkpoint.
+cifar10_cnn-<iterations>.data-00000-of-00001. The variables have the names that they had in the original
+program of 2016, and "record" describes the run. A folder holds one run: that of its newest checkpoint.
 """
 
 import ast
 import contextlib
-import dataclasses
 import difflib
 import errno
 import functools
@@ -40,6 +38,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 from filelock import Timeout
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from cifar10 import folder_lock
 
@@ -49,26 +48,13 @@ KEEP_EVERY = 50_000
 
 _RESTART = "Restart the kernel and run all cells."
 _print_once = functools.cache(print)
+# What is known of the training of a network in this process, also when the saver is made again.
+_runs = weakref.WeakKeyDictionary()
+_networks = weakref.WeakKeyDictionary()  # By the optimizers that were made for them.
 
 
 class CheckpointError(RuntimeError):
     """Training can't be restored, begun or saved. The message says why, and what to do."""
-
-
-@dataclasses.dataclass
-class _Run:
-    """What is known of the training of a network in this process, also when the saver is made again."""
-
-    objects: dict  # But for the network, or it would be known for ever.
-    settings: dict  # When the optimizer was made. A rate that is set by hand is saved like the weights.
-    saved: tuple = (0, 0)  # The iterations and the optimizer's updates that are on the disk.
-    folder: Path | None = None
-    record: dict | None = None
-    failed: bool = False  # In the middle of an iteration.
-
-
-_runs = weakref.WeakKeyDictionary()
-_networks = weakref.WeakKeyDictionary()  # By the optimizers that were made for them.
 
 
 class Saver:
@@ -88,9 +74,16 @@ class Saver:
             optimizer.build(network.trainable_variables)
         known, rest = _runs.get(network), {name: x for name, x in objects.items() if x is not network}
         if known is None or any(known.objects[name] is not x for name, x in rest.items()):
-            _runs[network] = _Run(rest, _settings(network, optimizer), known.saved if known else (0, 0))
+            _runs[network] = types.SimpleNamespace(
+                objects=rest,  # But for the network, or it would be known for ever.
+                settings=_settings(network, optimizer),  # A rate set by hand is saved like the weights.
+                saved=known.saved if known else (0, 0),  # Iterations and the optimizer's updates.
+                folder=None,
+                failed=False,  # In the middle of an iteration.
+            )
         _networks.setdefault(optimizer, weakref.ref(network))
         self._run, self._objects, self._functions = _runs[network], objects, functions
+        self._namespace = inspect.unwrap(functions[0]).__globals__
 
     def restore(self, save_dir, start_from=None):
         """Restore the newest whole checkpoint of this run, or begin it. No file is changed.
@@ -100,8 +93,7 @@ class Saver:
         :param start_from: Checkpoint, or folder with checkpoints, that a new run begins from, also of a
             changed program or of 2016. All variables that fit are taken, but for the learning-rate, and so
             are the number of iterations and the learning curve.
-        :raises CheckpointError: Something would be lost: there are checkpoints, but none is whole; one can't
-            be read; the network in memory is trained, but not saved, or not in this folder.
+        :raises CheckpointError: Something would be lost, on the disk or in memory, or can't be read.
         """
         run, base, other = self._run, Path(save_dir).expanduser(), ""
         self._check_objects()
@@ -113,38 +105,37 @@ class Saver:
         start, values = _newest(Path(start_from).expanduser()) if start_from else (None, {})
         if start_from and not start:
             raise CheckpointError(f"There is no checkpoint to start from: {start_from}")
-        record = {"began": start and str(start)} | _describe(self._functions, run.settings)
-        for folder in [base, *filter(_may_be_listed, _list(base))]:
+        record = {"began": start and str(start)} | self._describe()
+        within = {path.parent for path in base.glob("*/cifar10_cnn-*")} - {base / _UNFINISHED}
+        for folder in [base, *sorted(within)]:
             path, found = _newest(folder)
             if not path:
                 continue
             differences = _differences(found["record"], record)
-            if start and start.parent != folder and not found["record"].get("began"):
-                differences.append("it began with new variables")
-            differences = differences or [f"{name} doesn't fit" for name in self._misfits(found)]
+            began = found["record"].get("began")
+            if start and start.parent != folder and (not began or Path(began).parent != start.parent):
+                differences.append(f"it began {f'from {began}' if began else 'with new variables'}")
+            differences = differences or [f"{name} doesn't fit" for name in self._assign(found)]
             if not differences:
-                self._assign(found)
-                record["began"] = found["record"]["began"]
-                print(f"Restored checkpoint from: {path}")
+                record["began"] = began
+                print(f"Restored checkpoint from: {path}" + (f", which began from {began}" if began else ""))
                 break
             if folder is base:
                 other = f"{folder}{os.sep} holds another training (changed: {_some(differences)}).\n"
         else:
             folders = itertools.chain([base], (base / f"changed-{n}" for n in itertools.count(1)))
             folder = next(folder for folder in folders if not _checkpoints(folder))
-            self._begin(folder, other, start, values)
+            self._begin(f"{folder}{os.sep}", other, start, values)
         run.folder, run.record, run.saved, run.failed = folder.absolute(), record, self._progress(), False
 
     def save(self):
         """Save a checkpoint in the folder of `restore`, and delete the oldest ones of this run.
 
-        The files get their names when they are whole and on the disk, so a checkpoint is there completely or
-        not at all. When it can't be saved, e.g. because the disk is full, that is printed, no other file is
-        touched, and training can go on.
+        A checkpoint is there completely or not at all. When it can't be saved, e.g. because the disk is full,
+        that is printed, no other file is touched, and training can go on.
 
         :return: Boolean whether it was saved, which of several processes the first one does.
-        :raises CheckpointError: `restore` wasn't called; what is trained isn't what would be saved; or that
-            isn't sound, because an iteration failed or a number isn't finite.
+        :raises CheckpointError: What is trained isn't what would be saved, or isn't sound.
         """
         run, (step, updates) = self._run, self._progress()
         self._check_objects(needs_folder=True)
@@ -161,18 +152,17 @@ class Saver:
                 f"After {step} iterations {_some(bad)} aren't finite, so they aren't saved. "
                 f"The checkpoint after {run.saved[0]} is kept. Try a lower learning-rate. {_RESTART}"
             )
-        values["learning_curve"] = np.array(curve, np.float64)
-        values["record"] = json.dumps(run.record)
+        values |= {"learning_curve": np.array(curve, np.float64), "record": json.dumps(run.record)}
         path = run.folder / f"cifar10_cnn-{step}"
         try:
-            if _is_chief():
+            if tf.distribute.get_strategy().extended.should_checkpoint:
                 _clear_unfinished(run.folder)
-                if _list(run.folder, path.name + _ENDINGS) and not self._owns(path):
+                if path in _checkpoints(run.folder) and not self._owns(path):
                     raise FileExistsError(0, "another checkpoint has that name; move it away", str(path))
                 _write(path, values)
                 self._delete_old()
         except (OSError, tf.errors.OpError) as error:
-            print(f"\nCOULD NOT SAVE {path}: {_first_line(error)}\n{_advice(error)}Training goes on.")
+            print(f"\nCOULD NOT SAVE {path}: {error}\n{_advice(error)}Training goes on.")
             return False
         run.saved = step, updates
         return True
@@ -188,23 +178,20 @@ class Saver:
 
         :return: Context that gives an object whose method `is_set()` returns the boolean whether there was an
             interrupt, in any of the processes that train together.
-        :raises CheckpointError: `restore` wasn't called, something has changed since then, an iteration has
-            failed, another process is training there, there are newer checkpoints, or the processes that
-            train together have restored different ones.
+        :raises CheckpointError: This isn't what was restored, isn't sound, or is trained elsewhere already.
         :raises OSError: The folder can't be written.
         """
         run, interrupted = self._run, _Interrupted()
         with contextlib.ExitStack() as stack:
             try:
                 self._check_objects(needs_folder=True)
-                if changes := _differences(run.record, _describe(self._functions, run.settings)):
+                if changes := _differences(run.record, self._describe()):
                     raise CheckpointError(
                         f"Changed since saver.restore(save_dir): {_some(changes)}. {_RESTART} Then this is "
                         "another training, in a folder of its own."
                     )
-                if _is_chief():
-                    stack.enter_context(_lock(run.folder))
-                    self._prepare_folder()
+                if tf.distribute.get_strategy().extended.should_checkpoint:
+                    self._enter_folder(stack)
             except (CheckpointError, OSError):
                 _of_all_processes(-1)  # So that none waits for this one.
                 raise
@@ -230,19 +217,17 @@ class Saver:
 
     def _progress(self):
         """Return the numbers of iterations and of the optimizer's updates so far."""
-        objects = self._objects
-        return int(objects["global_step"].numpy()), int(objects["optimizer"].iterations.numpy())
+        return int(self._objects["global_step"].numpy()), int(self._objects["optimizer"].iterations.numpy())
 
     def _check_objects(self, needs_folder=False):
         """Check that the notebook still uses the objects of this saver, and perhaps that they are sound."""
-        run, namespace = self._run, inspect.unwrap(_inner(self._functions[0])).__globals__
-        changed = [name for name, x in self._objects.items() if namespace.get(name, x) is not x]
+        changed = [name for name, x in self._objects.items() if self._namespace.get(name, x) is not x]
         changed += ["network"] * (_networks[self._objects["optimizer"]]() is not self._objects["network"])
         if changed:
             raise CheckpointError(f"Made again, so not what this saver saves: {_some(changed)}. {_RESTART}")
-        if needs_folder and run.folder is None:
+        if needs_folder and self._run.folder is None:
             raise CheckpointError("It isn't known yet where to save: run saver.restore(save_dir) first.")
-        if needs_folder and run.failed:
+        if needs_folder and self._run.failed:
             raise CheckpointError(
                 "An iteration failed half-way, or its numbers aren't finite, so the network isn't sound. Run "
                 "saver.restore(save_dir) again, which goes back to the last checkpoint."
@@ -251,83 +236,101 @@ class Saver:
     def _variables(self):
         """Return all variables by their names in a checkpoint."""
         variables = [*self._objects["network"].variables, *self._objects["optimizer"].variables]
-        names = _stable_names(v.path for v in variables)
-        for old, new in _ORIGINAL_NAMES.items():
-            names = {path: re.sub(old, new, name) for path, name in names.items()}
+        names = _names(v.path for v in variables)
         return {names[v.path]: v for v in variables} | {"global_step": self._objects["global_step"]}
 
-    def _misfits(self, values):
-        """Return the names of the variables for which there is no value that fits."""
-        shapes = {name: tuple(v.shape) for name, v in self._variables().items()}
-        return [name for name, shape in shapes.items() if name not in values or values[name].shape != shape]
+    def _assign(self, values, partly=False):
+        """Assign the variables, if all fit or partly, and return the names of those that don't fit."""
+        variables = self._variables()
+        shapes = {name: np.shape(x) for name, x in values.items()}
+        misfits = [name for name, v in variables.items() if shapes.get(name) != tuple(v.shape)]
+        if partly or not misfits:
+            for name in variables.keys() - misfits:
+                variables[name].assign(values[name])
+            self._objects["learning_curve"][:] = values.get("learning_curve", np.zeros(0)).tolist()
+        return misfits
 
-    def _assign(self, values, but=()):
-        """Assign all variables, but for those of some names, their values, and record the learning curve."""
-        for name, v in self._variables().items():
-            if name not in but:
-                v.assign(values[name])
-        self._objects["learning_curve"][:] = values.get("learning_curve", np.zeros(0)).tolist()
+    def _describe(self):
+        """Return the settings, and the source of all functions of the notebook that the given ones and the
+        classes in the settings use, with the numbers, texts and arrays that they use.
+        """
+        sources, values, settings = {}, {}, self._run.settings
+        waiting = [self._namespace.get(function.__name__, function) for function in self._functions]
+        waiting += [self._namespace.get(name) for name in settings.values() if isinstance(name, str)]
+        for x in waiting:  # It grows on the way.
+            waiting += vars(x).values() if isinstance(x, type) else []
+            # What tf.function, @property, @classmethod or a decorator is put around.
+            waiting += [getattr(x, name) for name in ("__wrapped__", "__func__", "fget") if hasattr(x, name)]
+            if not isinstance(x, types.FunctionType) or x.__globals__ is not self._namespace:
+                continue
+            source, names = _source(x)
+            if sources.get(x.__code__.co_qualname) == source:
+                continue
+            sources[x.__code__.co_qualname] = source
+            used = {name: self._namespace[name] for name in names & self._namespace.keys()}
+            used |= inspect.getclosurevars(x).nonlocals
+            waiting += filter(callable, used.values())
+            values |= {name: text for name, value in used.items() if (text := _value(value)) is not None}
+        return {"settings": settings | values, "functions": sources}
 
-    def _begin(self, folder, other, start, values):
+    def _begin(self, place, other, start, values):
         """Begin a run in an empty folder, with new variables or from a checkpoint."""
-        run, place = self._run, f"{folder}{os.sep}"
+        run = self._run
         if start:
-            misfits = self._misfits(values)
-            self._assign(
-                values, but=[*misfits, *(name for name in values if name.endswith("/learning_rate"))]
-            )
+            values = {name: x for name, x in values.items() if not name.endswith("/learning_rate")}
+            new = [name for name in self._assign(values, partly=True) if "learning_rate" not in name]
             print(f"{other}Started from {start}, to be trained on in {place}")
-            new = [name for name in misfits if "learning_rate" not in name]
-            if new := [name for name in new if name.split("/Adam")[0] not in new or "/Adam" not in name]:
+            if new := [name for name in new if name.rpartition("/Adam")[0] not in new]:
                 print(f"New, because none there fits: {_some(new)}.")
-            return
-        if any(run.saved) or self._progress()[1]:
-            text = (
+        elif any(run.saved) or self._progress()[1]:
+            on = f' To go on with this one: saver.restore(save_dir, start_from="{run.folder}")'
+            raise CheckpointError(
                 f"There is no checkpoint of this training in {place}, but the network in memory is trained. "
+                f"To begin with a new one, restart the kernel and run all cells.{on if run.folder else ''}"
             )
-            text += "To begin with a new one, restart the kernel and run all cells."
-            if run.folder:
-                text += f' To go on with this one: saver.restore(save_dir, start_from="{run.folder}")'
-            raise CheckpointError(text)
-        self._objects["global_step"].assign(0)
-        self._objects["learning_curve"].clear()
-        if other:
-            print(f"{other}To train on from its weights: saver.restore(save_dir, start_from=save_dir)")
-        print(f"No checkpoint in {place}, so the variables are new ones.")
+        else:
+            self._assign({"global_step": np.int64(0)}, partly=True)
+            if other:
+                print(f"{other}To train on from its weights: saver.restore(save_dir, start_from=save_dir)")
+            print(f"No checkpoint in {place}, so the variables are new ones.")
 
-    def _owns(self, path):
-        with contextlib.suppress(OSError, _DamagedError):
+    def _owns(self, path):  # Not if it isn't whole.
+        with contextlib.suppress(OSError, ValueError):
             record, mine = _read(path)["record"], self._run.record
             return record.get("began") == mine["began"] and not _differences(record, mine)
-        return False
 
-    def _prepare_folder(self):
-        """Tidy up after a process that was killed, and let nothing be newer than the network."""
+    def _enter_folder(self, stack):
+        """Let no other process train in the folder, and nothing in it be newer than the network."""
         folder, step = self._run.folder, self._progress()[0]
-        _clear_unfinished(folder)
-        for path in (path for path in _checkpoints(folder) if _number(path) > step):
-            try:
-                _read(path)
-            except _DamagedError as error:
-                for file in _list(folder, re.escape(path.name) + _ENDINGS):
-                    names = (file.with_name(f"{file.name}.damaged-{n}") for n in itertools.count(1))
-                    file.rename(next(name for name in names if not name.exists()))
-                print(f"Damaged, so it is set aside: {path} ({error})")
-            else:
-                raise CheckpointError(
-                    f"{path} is newer than this network, which has had {step} iterations. Run "
-                    "saver.restore(save_dir) again, or choose another save_dir."
-                )
+        owner, lock = folder / "training.owner", folder / "training.lock"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder_lock(lock, timeout=0))
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            path, _ = _newest(folder, set_aside=True)
+        except Timeout:
+            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise CheckpointError(
+                f"{folder} is in use: {who} is training there. Wait for it, stop it (in Jupyter, shut down "
+                f"the other kernel), or choose another save_dir. If it is gone, delete {lock}"
+            ) from None
+        except OSError as error:
+            text = f"{error.strerror}: checkpoints can't be saved in {folder}, so training was not begun. "
+            text += f"{_advice(error)}You can also choose another save_dir."
+            raise OSError(error.errno, text) from error
+        if path and _number(path) > step:
+            raise CheckpointError(
+                f"{path} is newer than this network, which has had {step} iterations. Run "
+                "saver.restore(save_dir) again, or choose another save_dir."
+            )
 
     def _delete_old(self):
-        """Delete the oldest checkpoints of this run. When killed on the way, the next call goes on."""
-        folder = self._run.folder
+        """Delete the oldest checkpoints of this run, after a save. What is broken off, the next one ends."""
         try:
-            for path in _checkpoints(folder)[MAX_TO_KEEP:]:
+            for path in _checkpoints(self._run.folder)[MAX_TO_KEEP:]:
                 if _number(path) % KEEP_EVERY and self._owns(path):
-                    (folder / _UNFINISHED).mkdir(exist_ok=True)
-                    os.replace(f"{path}{_INDEX}", folder / _UNFINISHED / f"{path.name}{_INDEX}")
-            _clear_unfinished(folder)
+                    os.replace(f"{path}{_INDEX}", path.parent / _UNFINISHED / f"{path.name}{_INDEX}")
+            _clear_unfinished(self._run.folder)
         except OSError as error:
             _print_once(f"Old checkpoints can't be deleted, so they are kept: {error.strerror}")
 
@@ -341,30 +344,31 @@ def read_learning_curve(folder):
 # The record of a run.
 
 # From Keras' names of variables to those of the original program, with Adam's moments.
-_PART = r"^adam/network_(\w+)_(kernel|bias|beta|gamma)"
 _ORIGINAL_NAMES = {
-    rf"{_PART}_momentum$": r"network/\1/\2/Adam",
-    rf"{_PART}_velocity$": r"network/\1/\2/Adam_1",
+    r"^adam/network_(\w+)_(kernel|bias|beta|gamma)_momentum$": r"network/\1/\2/Adam",
+    r"^adam/network_(\w+)_(kernel|bias|beta|gamma)_velocity$": r"network/\1/\2/Adam_1",
     "/layer_softmax/": "/fully_connected/",
     "_batch_normalize/": "/batch_normalize/",
     "/kernel": "/weights",
 }
 
 
-def _stable_names(names):
-    """Return names by their names in Keras, which counts on for a layer that is made again."""
-    stable, counts = {}, {}
+def _names(names):
+    """Return names by those in Keras, whose numbers count on when a network is made again."""
+    present, counts = {}, {}
     for name in dict.fromkeys(names):
         plain = re.sub(r"_\d+(?=[/_]|$)", "", name)
         counts[plain] = counts.get(plain, -1) + 1
-        stable[name] = f"{plain}_{counts[plain]}" if counts[plain] else plain
-    return stable
+        present[name] = f"{plain}_{counts[plain]}" if counts[plain] else plain
+        for old, new in _ORIGINAL_NAMES.items():
+            present[name] = re.sub(old, new, present[name])
+    return present
 
 
 def _settings(network, optimizer):
     """Return the settings of the layers and the optimizer by dotted names."""
-    names = _stable_names(layer.name for layer in network.layers)
-    settings = {"layers": list(names.values())}
+    names = _names(layer.name for layer in network.layers)
+    settings = {"network.layers": list(names.values())}
     for name, x in [*((names[layer.name], layer) for layer in network.layers), ("optimizer", optimizer)]:
         with warnings.catch_warnings(), contextlib.suppress(NotImplementedError, TypeError, ValueError):
             warnings.simplefilter("ignore")  # Keras warns of each lambda.
@@ -375,48 +379,16 @@ def _settings(network, optimizer):
 
 def _flat(x, name):
     """Return the settings of a Keras object, with those of objects within it, by dotted names."""
-    if isinstance(x, dict) and x.get("class_name") == "DTypePolicy":
-        return {name: x["config"]["name"]}
     if isinstance(x, dict) and (x.get("class_name") == "__lambda__" or x.keys() == {"value"}):
         return {}  # A lambda has no stable text.
     if isinstance(x, dict) and "class_name" in x:
-        return _flat(x["config"], name) | {name: x["class_name"]}
+        text = x["config"]["name"] if x["class_name"] == "DTypePolicy" else x["class_name"]
+        return _flat(x["config"], name) | {name: text}
     if isinstance(x, list) and any(isinstance(v, dict) for v in x):
         x = dict(enumerate(x))
     if isinstance(x, dict):
         return {key: part for k, v in x.items() for key, part in _flat(v, f"{name}.{k}").items()}
     return {name: x if isinstance(x, (bool, int, float, str, type(None))) else str(np.ravel(x).tolist())}
-
-
-def _inner(function):
-    """Return a function without what is put around it by tf.function, @property or @classmethod."""
-    function = getattr(function, "python_function", getattr(function, "fget", function))
-    return getattr(function, "__func__", function)
-
-
-def _describe(functions, settings):
-    """Return the settings, and the source of the functions and of all functions of the notebook that these
-    and the classes in the settings use, with the numbers, texts and arrays that they use.
-    """
-    namespace = inspect.unwrap(_inner(functions[0])).__globals__
-    sources, values = {}, {}
-    waiting = [namespace.get(_inner(function).__name__, function) for function in functions]
-    waiting += [namespace.get(name) for name in settings.values() if isinstance(name, str)]
-    for x in waiting:  # It grows on the way.
-        waiting += vars(x).values() if isinstance(x, type) else []
-        x = _inner(x)
-        waiting += [x.__wrapped__] if hasattr(x, "__wrapped__") else []
-        if not isinstance(x, types.FunctionType) or x.__globals__ is not namespace:
-            continue
-        source, names = _source(x)
-        if sources.get(x.__code__.co_qualname) == source:
-            continue
-        sources[x.__code__.co_qualname] = source
-        used = {name: namespace[name] for name in names & namespace.keys()}
-        used |= inspect.getclosurevars(x).nonlocals
-        waiting += filter(callable, used.values())
-        values |= {name: text for name, value in used.items() if (text := _value(value)) is not None}
-    return {"settings": settings | values, "functions": sources}
 
 
 def _source(function):
@@ -446,28 +418,26 @@ def _value(x):
 
 
 def _differences(old, new):
-    """Return sentences that say what differs between two records.
-
-    Settings and functions that only one has make no difference: versions of Keras differ in these, and a
-    function that isn't used any more has changed the one that used it.
-    """
+    """Return sentences that say what differs between two records, in what both have."""
+    # Versions of Keras have other settings; where a function isn't used any more, another one has changed.
     if "functions" not in old:
         return [old.get("origin", "it was saved by another program")]
-    old_layers, new_layers = old["settings"]["layers"], new["settings"]["layers"]
-    sentences = [f"{layer} is removed" for layer in old_layers if layer not in new_layers]
-    sentences += [f"{layer} is new" for layer in new_layers if layer not in old_layers]
+    sentences = []
     for name, x in old["settings"].items():
-        if name in new["settings"] and name != "layers" and x != new["settings"][name]:
-            pair = x, new["settings"][name]
-            text = (f"{x:.6g}" if isinstance(x, float) else textwrap.shorten(str(x), 40) for x in pair)
-            sentences.append(f"{name} {' → '.join(text)}")
-    for name in sorted(old["functions"].keys() & new["functions"].keys()):
-        pair = [record["functions"][name].splitlines() for record in (old, new)]
-        signs = [line[0] for line in difflib.ndiff(*pair)]
-        removed, added = signs.count("-"), signs.count("+")
-        counts = (min(removed, added), "changed"), (removed - added, "removed"), (added - removed, "new")
-        if text := ", ".join(f"{n} line{'s' * (n > 1)} {what}" for n, what in counts if n > 0):
-            sentences.append(f"{name}: {text}")
+        y = new["settings"].get(name, x)
+        if name == "network.layers":
+            sentences += [f"{layer} is removed" for layer in x if layer not in y]
+            sentences += [f"{layer} is new" for layer in y if layer not in x]
+        elif x != y:
+            texts = (f"{v:.6g}" if isinstance(v, float) else textwrap.shorten(str(v), 40) for v in (x, y))
+            sentences.append(f"{name} {' → '.join(texts)}")
+    for name, x in old["functions"].items():
+        if x != (y := new["functions"].get(name, x)):
+            signs = [line[0] for line in difflib.ndiff(x.splitlines(), y.splitlines())]
+            removed, added = signs.count("-"), signs.count("+")
+            counts = {"changed": min(removed, added), "removed": removed - added, "new": added - removed}
+            parts = (f"{n} line{'s' * (n > 1)} {what}" for what, n in counts.items() if n > 0)
+            sentences.append(f"{name}: {', '.join(parts)}")
     return sentences
 
 
@@ -496,10 +466,6 @@ class _Interrupted(threading.Event):
         self.set()
 
 
-def _is_chief():
-    return tf.distribute.get_strategy().extended.should_checkpoint
-
-
 @tf.function
 def _gather(number):
     strategy = tf.distribute.get_strategy()
@@ -513,63 +479,21 @@ def _of_all_processes(number):
     return _gather(tf.constant(int(number), tf.int64)).numpy().tolist()
 
 
-@contextlib.contextmanager
-def _lock(folder):
-    """Let no other process train in a folder."""
-    owner, lock = folder / "training.owner", folder / "training.lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(folder_lock(lock, timeout=0))
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        except Timeout:
-            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-            raise CheckpointError(
-                f"{folder} is in use: {who} is training there. Wait for it, stop it (in Jupyter, shut down "
-                f"the other kernel), or choose another save_dir. If it is gone, delete {lock}"
-            ) from None
-        except OSError as error:
-            text = f"{error.strerror}: checkpoints can't be saved in {folder}, so training was not begun. "
-            raise OSError(
-                error.errno, f"{text}{_advice(error)}You can also choose another save_dir."
-            ) from error
-        yield
-
-
 ########################################################################
 # Files.
 
 _INDEX, _DATA = ".index", ".data-00000-of-00001"
-_ENDINGS = r"\.(index|data-00000-of-00001)"
+_FILE = r"cifar10_cnn-\d+(\.index|\.data-00000-of-00001)"
 _UNFINISHED = "cifar10_cnn-unfinished"
 # What a file system says that lacks something, or lets nobody open a folder.
 _LACKING = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EACCES, errno.EPERM}
-# The names of what the version before this one numbered.
-_NUMBERED = """layer_conv1/weights layer_conv1/bias layer_conv1/batch_normalize/beta layer_conv2/weights
-    layer_conv2/bias layer_fc1/weights layer_fc1/bias layer_fc2/weights layer_fc2/bias
-    fully_connected/weights fully_connected/bias""".split()
-
-
-class _DamagedError(Exception):
-    """A checkpoint isn't whole."""
-
-
-def _list(folder, pattern=r".*"):
-    """Return the paths in a folder, which need not exist, whose names match a pattern."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in paths if re.fullmatch(pattern, path.name)]
-
-
-def _may_be_listed(path):
-    with contextlib.suppress(OSError):
-        return path.name != _UNFINISHED and os.listdir(path) is not None
-    return False
 
 
 def _checkpoints(folder):
     """Return the paths of the checkpoints in a folder, whole or not, without endings, the newest first."""
-    names = {path.name.split(".")[0] for path in _list(folder, r"cifar10_cnn-\d+" + _ENDINGS)}
-    names -= {path.stem for path in _unfinished(folder)}
+    files = os.listdir(folder) if folder.is_dir() else []
+    names = {file.split(".")[0] for file in files if re.fullmatch(_FILE, file)}
+    names -= {data.name.split(".")[0] for data in _unfinished(folder)}
     return sorted((folder / name for name in names), key=_number, reverse=True)
 
 
@@ -578,39 +502,43 @@ def _number(path):
 
 
 def _unfinished(folder):
-    """Return the indices of saves and deletions that were broken off: an index comes last, and goes first."""
-    indices = _list(folder / _UNFINISHED, r"cifar10_cnn-\d+\.index")
-    return [index for index in indices if not (folder / index.name).exists()]
+    """Return the data of saves and deletions that were broken off: an index comes last, and goes first."""
+    indices = (folder / _UNFINISHED).glob(f"cifar10_cnn-*{_INDEX}")
+    return [folder / f"{index.stem}{_DATA}" for index in indices if not (folder / index.name).exists()]
 
 
 def _clear_unfinished(folder):
-    for index in _unfinished(folder):
-        (folder / index.name.replace(_INDEX, _DATA)).unlink(missing_ok=True)
+    for data in _unfinished(folder):
+        data.unlink(missing_ok=True)
     shutil.rmtree(folder / _UNFINISHED, ignore_errors=True)
 
 
-def _newest(place):
+def _newest(place, set_aside=False):
     """Return the path and the values of the newest whole checkpoint in a folder, or of the given one.
 
-    They are (None, {}) if there is none. One that can't be read, or none that is whole, is an error.
+    They are (None, {}) if there is none. Those that are newer, but damaged, can be set aside: renamed.
     """
-    damaged, given = [], place.with_name(place.name.removesuffix(_INDEX))
+    damaged, given = {}, Path(str(place).removesuffix(_INDEX))
     for path in [given] if Path(f"{given}{_INDEX}").exists() else _checkpoints(place):
         try:
             values = _read(path)
         except OSError as error:
-            raise CheckpointError(f"{_first_line(error)}. Make it readable, or move it away.") from error
-        except _DamagedError as error:
-            damaged.append(f"{path} ({error})")
+            raise CheckpointError(f"{error}. Make it readable, or move it away.") from error
+        except ValueError as error:
+            damaged[path] = error
             continue
-        for text in damaged:
-            print(f"Damaged, so it is not used: {text}")
+        for path_damaged, error in damaged.items():
+            files = [Path(f"{path_damaged}{ending}") for ending in (_INDEX, _DATA)] if set_aside else []
+            for file in filter(Path.exists, files):
+                names = (Path(f"{file}.damaged-{n}") for n in itertools.count(1))
+                file.rename(next(name for name in names if not name.exists()))
+            print(f"Damaged, so it is {'set aside' if set_aside else 'not used'}: {path_damaged} ({error})")
         return path, values
-    damaged += map(str, _list(place, r"cifar10_cnn-\d+\..*\.damaged-\d+"))
-    if damaged:
+    texts = [f"{path} ({error})" for path, error in damaged.items()]
+    if texts := texts + sorted(map(str, place.glob("cifar10_cnn-*.damaged-*"))):
         raise CheckpointError(
             "There are checkpoints, but none is whole:\n  {}\nNothing was changed. Put a whole copy there, "
-            "move these files away to begin anew, or choose another save_dir.".format("\n  ".join(damaged))
+            "move these files away to begin anew, or choose another save_dir.".format("\n  ".join(texts))
         )
     return None, {}
 
@@ -618,8 +546,8 @@ def _newest(place):
 def _read(path):
     """Return all values in a checkpoint by name, and as "record" the dictionary that describes its run.
 
-    Reading all compares the checksums. It is done in memory: TensorFlow takes a folder named [1] for a
-    pattern, and what it raises doesn't tell a damaged file from one that can't be read.
+    One that isn't whole raises ValueError: reading all compares the checksums. TensorFlow reads from memory
+    since it takes a folder named [1] for a pattern, and doesn't tell damaged files from unreadable ones.
     """
     copy = f"ram://saver/{path.name}"
     tf.io.gfile.makedirs("ram://saver")
@@ -629,14 +557,15 @@ def _read(path):
         reader = tf.compat.v1.train.NewCheckpointReader(copy)
         values = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except FileNotFoundError as error:
-        raise _DamagedError(f"{Path(error.filename).name} is missing") from error
-    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:  # Cut short, altered, ...
-        raise _DamagedError(_first_line(error)) from error
+        raise ValueError(f"{Path(error.filename).name} is missing") from error
+    except (tf.errors.OpError, IndexError, RuntimeError) as error:  # Cut short, altered, ...
+        raise ValueError(str(error)) from error
     finally:
         tf.io.gfile.rmtree("ram://saver")
     values = _with_present_names(values)
-    if values.get("global_step", _number(path)) != _number(path):
-        raise _DamagedError(f"its name says {_number(path)} iterations, but it is of {values['global_step']}")
+    number = re.fullmatch(r"cifar10_cnn-(\d+)", path.name)
+    if number and values.get("global_step", int(number[1])) != int(number[1]):
+        raise ValueError(f"its name says {number[1]} iterations, but it is of {values['global_step']}")
     return values
 
 
@@ -645,39 +574,27 @@ def _with_present_names(values):
     with contextlib.suppress(KeyError, TypeError, ValueError):  # Else another program has saved it.
         return values | {"record": dict(json.loads(values["record"]))}
     if "beta1_power" in values:
-        origin = "the original program saved it"
-        return values | {
-            "record": {"origin": origin},
-            "adam/iteration": np.int64(values.get("global_step", 0)),
-        }
-    values = {name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE"): value for name, value in values.items()}
-    names = {"optimizer/_iterations": "adam/iteration"}
-    for kind in ("moving_mean", "moving_variance"):
-        names[f"network/_functional/_operations/2/{kind}"] = f"network/layer_conv1/batch_normalize/{kind}"
-    for i, name in enumerate(_NUMBERED):
-        names[f"optimizer/_trainable_variables/{i}"] = f"network/{name}"
-        names[f"optimizer/_variables/{2 * i + 2}"] = f"network/{name}/Adam"
-        names[f"optimizer/_variables/{2 * i + 3}"] = f"network/{name}/Adam_1"
-    record = {"origin": "an older version saved it"} if "settings" in values else {}
-    return {names.get(name, name): value for name, value in values.items()} | {"record": record}
+        record = {"origin": "the original program saved it"}
+        return values | {"record": record, "adam/iteration": values.get("global_step", np.int64(0))}
+    # TensorFlow's own way of saving numbers the variables, and keeps their paths in Keras beside them.
+    graph = TrackableObjectGraph.FromString(values.get("_CHECKPOINTABLE_OBJECT_GRAPH", b""))
+    paths = {a.checkpoint_key: a.full_name for node in graph.nodes for a in node.attributes}
+    names = _names(path for path in paths.values() if "/" in path)
+    present = {names.get(paths.get(key), key.split("/.ATTRIBUTES")[0]): x for key, x in values.items()}
+    return present | {"record": {"origin": "an older version saved it"} if "settings" in present else {}}
 
 
 def _write(path, values):
     """Write values by name into a checkpoint, which is there completely or not at all."""
     unfinished = path.parent / _UNFINISHED / path.name
     unfinished.parent.mkdir(parents=True, exist_ok=True)
-    tensors = [tf.constant(value) for value in values.values()]
-    tf.raw_ops.SaveV2(
-        prefix=str(unfinished),
-        tensor_names=list(values),
-        shape_and_slices=[""] * len(values),
-        tensors=tensors,
-    )
+    names, tensors = list(values), [tf.constant(value) for value in values.values()]
+    slices = [""] * len(names)
+    tf.raw_ops.SaveV2(prefix=str(unfinished), tensor_names=names, shape_and_slices=slices, tensors=tensors)
     for ending in (_DATA, _INDEX):
         _sync(Path(f"{unfinished}{ending}"))
     for ending in (_DATA, _INDEX):  # Whoever finds the index finds the data too.
         _replace(f"{unfinished}{ending}", f"{path}{ending}")
-    shutil.rmtree(unfinished.parent, ignore_errors=True)
     _sync(path.parent)
     _sync(path.parent.parent)
 
@@ -712,7 +629,3 @@ def _advice(error):
     if number in (errno.ENOSPC, errno.EDQUOT) or isinstance(error, tf.errors.ResourceExhaustedError):
         return "Free some space on that disk. "
     return "Make the folder writable. " if number in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

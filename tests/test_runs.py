@@ -470,6 +470,23 @@ def test_start_from_an_older_checkpoint_of_the_same_program(first, tmp_path):
         np.testing.assert_array_equal(own[name], trained[name])
 
 
+def test_start_from_another_folder_is_another_training(first, tmp_path, capsys):
+    shutil.copytree(first, tmp_path / "second")
+    start(tmp_path, OTHER).optimize(1)
+    kernel = start(tmp_path, OTHER, "second")
+    assert f"it began from {first}/cifar10_cnn-7" in capsys.readouterr().out and kernel.global_step == 7
+    kernel.optimize(2)
+    assert numbers(tmp_path / "own") == [7, 8] and numbers(tmp_path / "own" / "changed-1") == [7, 8, 9]
+    assert start(tmp_path, OTHER).global_step == 8
+    assert f", which began from {first}/cifar10_cnn-7\n" in capsys.readouterr().out
+    assert start(tmp_path, OTHER, "second").global_step == 9
+
+
+def test_start_from_a_checkpoint_with_a_name_of_its_own(first, tmp_path):
+    copy(first / "cifar10_cnn-7", tmp_path / "best")
+    assert start(tmp_path, OTHER, "best.index").global_step == 7
+
+
 def test_start_from_what_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="There is no checkpoint to start from: .*/first"):
         start(tmp_path, {})
