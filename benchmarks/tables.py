@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.accuracy import LADDER, VERSION, mean_and_spread, mean_minutes, measured, processor
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import BEST, CONTESTANTS
 from tools.notebook import NOTEBOOK, ROOT
 
 README = ROOT / "README.md"
@@ -178,15 +178,15 @@ def fidelity():
     return re.search(r"^\| softmax outputs .*at most (\S+)", text, re.M)[1].replace("e-0", "e-")
 
 
-def speeds(*names):
-    """Return the table of the iterations per second of some programs of the benchmark, and their range."""
+def speeds(*names, unit="iterations"):
+    """Return the table of the speeds of some programs of the benchmark: median, minimum and maximum."""
     text = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8")
-    titles = [CONTESTANTS[name][0] for name in names]
+    titles = [(CONTESTANTS | BEST)[name][0] for name in names]
     found = [re.search(rf"^\| {re.escape(title)} \| (.*?) \|", text, re.M) for title in titles]
     if not all(found):
         sys.exit("The benchmark lacks a program: install PyTorch, and run `make bench`.")
     rows = [[title, match[1]] for title, match in zip(titles, found, strict=True)]
-    return table(["program", "iterations per second"], rows)
+    return table(["program", f"{unit} per second"], rows)
 
 
 def eight_seeds():
@@ -212,6 +212,7 @@ def texts(curve, notebook):
         "longer": longer_text(curve),
         "seeds": f"{min(accuracies):.1f} to {max(accuracies):.1f} %",
         "faster": speeds("notebook", "lower", "faster", "all_three"),
+        "wider faster": speeds("best", "best_lower", "pytorch_best", unit="images"),
         "last": percent(curve[-1, 4]),
         "better networks": better_networks(curve),
     }
