@@ -336,8 +336,14 @@ class Saver:
 
 
 def read_learning_curve(folder):
-    """Return the learning curve in the newest checkpoint of a folder, an array with a row for each entry."""
-    return _newest(Path(folder).expanduser())[1]["learning_curve"]
+    """Return the learning curve in the newest checkpoint of a folder, an array with a row for each entry.
+
+    :raises CheckpointError: There is none, or none that is whole or can be read.
+    """
+    path, values = _newest(Path(folder).expanduser())
+    if not path:
+        raise CheckpointError(f"There is no checkpoint in {folder}")
+    return values["learning_curve"]
 
 
 ########################################################################

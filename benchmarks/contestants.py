@@ -165,7 +165,7 @@ CONTESTANTS = {
         functools.partial(pytorch, lower=True),
     ),
     "keras_fit": ("Keras `fit` with Keras' random layers", keras_fit),
-    "sgemm": ("the machine's limit: `sgemm` of the same size", sgemm),
+    "sgemm": ("the machine's limit with 32 bits: `sgemm`, products of matrices", sgemm),
 }
 
 # These train on batches of 500 images.

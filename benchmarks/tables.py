@@ -165,7 +165,7 @@ def reached_text(curve):
         f"It comes with a trained network. After 150,000 iterations, {curve[-1, 3] / 60:.0f} minutes on "
         f"{MACHINE}, it gets {percent(curve[-1, 4])} of the test images right. The original's author "
         "reported 79.3 % after 15 hours on his laptop. Both are single points of curves that go up and down. "
-        "The last of the answers to the exercises shows better networks, step by step in the same "
+        "The last answers to the exercises show better networks, step by step in the same "
         f"notebook: on two cores ({processor(measured('wider')[0])}) they reach "
         f"{in_words(better)}."
     )

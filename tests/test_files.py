@@ -300,6 +300,8 @@ def test_others_read_a_checkpoint_without_this_project(folder, tmp_path):
     values = values_of(folder / "cifar10_cnn-2")
     assert values["learning_curve"].shape == (2, 2) and list(values["learning_curve"][:, 0]) == [1, 2]
     assert (saver_module.read_learning_curve(folder) == values["learning_curve"]).all()
+    with pytest.raises(CheckpointError, match=f"There is no checkpoint in {tmp_path}/none"):
+        saver_module.read_learning_curve(tmp_path / "none")
     assert values["global_step"] == 2 and values["network/layer_fc1/weights"].dtype == np.float32
 
 
