@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from types import SimpleNamespace
 
 import nbformat
@@ -29,8 +30,9 @@ for step in 9, 10:
     time.sleep(0.5)
 print("\\rGlobal Step:   10, Saved checkpoint.", flush=True)
 """
-WAIT = """
+TRAIN_AND_WAIT = f"""
 try:
+{textwrap.indent(TRAIN, "    ")}
     time.sleep(10)
 except KeyboardInterrupt:
     print("Interrupted.")
@@ -147,7 +149,7 @@ def test_outputs_of_the_notebook_itself(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stop", ["Ctrl-C", "kill", "the terminal is closed", "nohup, it is closed"])
 def test_stopping_interrupts_the_cell_and_goes_on_to_the_results(stop, tiny, tmp_path):
-    tiny(TRAIN + WAIT, RESULT)
+    tiny(TRAIN_AND_WAIT, RESULT)
     path = str(tmp_path / NOTEBOOK.name)
     code = f"from tools import run_notebook as r\nr.NOTEBOOK = r.Path({path!r})\nr.main()"
     command = [*["nohup"] * ("nohup" in stop), sys.executable, "-c", code, "--build", tmp_path / "build"]
