@@ -93,7 +93,8 @@ class Saver:
         :param start_from: Checkpoint, or folder with checkpoints, that a new run begins from, also of a
             changed program or of 2016. All variables that fit are taken, but for the learning-rate, and so
             are the number of iterations and the learning curve.
-        :raises CheckpointError: Something would be lost, on the disk or in memory, or can't be read.
+        :raises CheckpointError: Something would be lost: there are checkpoints, but none is whole; one can't
+            be read; the network in memory is trained, but not saved, or not in this folder.
         """
         run, base, other = self._run, Path(save_dir).expanduser(), ""
         self._check_objects()
@@ -135,7 +136,8 @@ class Saver:
         that is printed, no other file is touched, and training can go on.
 
         :return: Boolean whether it was saved, which of several processes the first one does.
-        :raises CheckpointError: What is trained isn't what would be saved, or isn't sound.
+        :raises CheckpointError: `restore` wasn't called; what is trained isn't what would be saved; or that
+            isn't sound, because an iteration failed or a number isn't finite.
         """
         run, (step, updates) = self._run, self._progress()
         self._check_objects(needs_folder=True)
@@ -178,7 +180,9 @@ class Saver:
 
         :return: Context that gives an object whose method `is_set()` returns the boolean whether there was an
             interrupt, in any of the processes that train together.
-        :raises CheckpointError: This isn't what was restored, isn't sound, or is trained elsewhere already.
+        :raises CheckpointError: `restore` wasn't called, something has changed since then, an iteration has
+            failed, another process is training there, there are newer checkpoints or none is whole, or the
+            processes that train together have restored different ones.
         :raises OSError: The folder can't be written.
         """
         run, interrupted = self._run, _Interrupted()
@@ -294,10 +298,11 @@ class Saver:
                 print(f"{other}To train on from its weights: saver.restore(save_dir, start_from=save_dir)")
             print(f"No checkpoint in {place}, so the variables are new ones.")
 
-    def _owns(self, path):  # Not if it isn't whole.
+    def _owns(self, path):
         with contextlib.suppress(OSError, ValueError):
             record, mine = _read(path)["record"], self._run.record
             return record.get("began") == mine["began"] and not _differences(record, mine)
+        return False  # It can't be read, or isn't whole.
 
     def _enter_folder(self, stack):
         """Let no other process train in the folder, and nothing in it be newer than the network."""
@@ -522,7 +527,8 @@ def _clear_unfinished(folder):
 def _newest(place, set_aside=False):
     """Return the path and the values of the newest whole checkpoint in a folder, or of the given one.
 
-    They are (None, {}) if there is none. Those that are newer, but damaged, can be set aside: renamed.
+    They are (None, {}) if there is none. One that can't be read, or none that is whole, is an error. Those
+    that are newer, but damaged, can be set aside: renamed.
     """
     damaged, given = {}, Path(str(place).removesuffix(_INDEX))
     for path in [given] if Path(f"{given}{_INDEX}").exists() else _checkpoints(place):
