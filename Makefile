@@ -1,11 +1,13 @@
 # make run        run the notebook from top to bottom, into build/
 # make test       run the tests but for the slow ones
 # make test-all   run all tests
-# All make the environment .venv first. Choose another Python by e.g. `make run PYTHON=python3.12`.
+# All make the environment .venv first. Choose another Python by e.g. `make run PYTHON=python3.12`, and let two
+# processes share the tests by e.g. `make test-all JOBS=2`.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+TOGETHER = $(if $(JOBS),-n $(JOBS) --dist loadfile)
 
 .PHONY: run test test-all test-faults test-versions test-oldest test-colab test-newest bench measure notebook pictures
 
@@ -13,14 +15,14 @@ run: $(VENV)/run
 	$(BIN)/python -m tools.run_notebook
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 test-all: $(VENV)/test
-	$(BIN)/python -m pytest --full
+	$(BIN)/python -m pytest --full $(TOGETHER)
 
 # All that can go wrong, e.g. each byte of a checkpoint damaged.
 test-faults: $(VENV)/test
-	$(BIN)/python -m pytest --full -m fault
+	$(BIN)/python -m pytest --full -m fault $(TOGETHER)
 
 # All tests with the oldest versions that requirements.txt allows, with those of Colab in August 2026, and with
 # the newest, each with another Python in a new environment in build/. `make -k test-versions` tries all three

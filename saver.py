@@ -22,6 +22,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import linecache
 import os
 import re
 import shutil
@@ -32,7 +33,6 @@ import threading
 import time
 import types
 import warnings
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,6 @@ KEEP_EVERY = 50_000
 
 _RESTART = "Restart the kernel and run all cells."
 _print_once = functools.cache(print)
-# What is known of the training of a network in this process, also when the saver is made again.
-_runs = weakref.WeakKeyDictionary()
-_networks = weakref.WeakKeyDictionary()  # By the optimizers that were made for them.
 
 
 class CheckpointError(RuntimeError):
@@ -72,17 +69,18 @@ class Saver:
         network, optimizer = objects["network"], objects["optimizer"]
         if not optimizer.built:  # Else its variables would be restored too late.
             optimizer.build(network.trainable_variables)
-        known, rest = _runs.get(network), {name: x for name, x in objects.items() if x is not network}
-        if known is None or any(known.objects[name] is not x for name, x in rest.items()):
-            _runs[network] = types.SimpleNamespace(
-                objects=rest,  # But for the network, or it would be known for ever.
+        # What is known goes with the network and the optimizer, also when the saver is made again.
+        known = vars(network).get("training_run")
+        if known is None or any(known.objects[name] is not x for name, x in objects.items()):
+            vars(network)["training_run"] = types.SimpleNamespace(
+                objects=objects,
                 settings=_settings(network, optimizer),  # A rate set by hand is saved like the weights.
                 saved=known.saved if known else (0, 0),  # Iterations and the optimizer's updates.
                 folder=None,
                 failed=False,  # In the middle of an iteration.
             )
-        _networks.setdefault(optimizer, weakref.ref(network))
-        self._run, self._objects, self._functions = _runs[network], objects, functions
+        vars(optimizer).setdefault("trained_network", network)
+        self._run, self._objects, self._functions = vars(network)["training_run"], objects, functions
         self._namespace = inspect.unwrap(functions[0]).__globals__
 
     def restore(self, save_dir, start_from=None):
@@ -226,7 +224,8 @@ class Saver:
     def _check_objects(self, needs_folder=False):
         """Check that the notebook still uses the objects of this saver, and perhaps that they are sound."""
         changed = [name for name, x in self._objects.items() if self._namespace.get(name, x) is not x]
-        changed += ["network"] * (_networks[self._objects["optimizer"]]() is not self._objects["network"])
+        if vars(self._objects["optimizer"])["trained_network"] is not self._objects["network"]:
+            changed.append("network")
         if changed:
             raise CheckpointError(f"Made again, so not what this saver saves: {_some(changed)}. {_RESTART}")
         if needs_folder and self._run.folder is None:
@@ -404,14 +403,18 @@ def _flat(x, name):
 
 def _source(function):
     """Return the source of a function without comments and docstrings, and the names that it uses."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
-    except (OSError, TypeError, SyntaxError):  # E.g. a lambda in the middle of a call.
-        return function.__code__.co_code.hex(), set(function.__code__.co_names)
+    code = function.__code__
+    lines = linecache.getlines(code.co_filename)[code.co_firstlineno - 1 :]
+    try:  # inspect.getsource looks through all modules first, which takes a hundred times as long.
+        tree = ast.parse(textwrap.dedent("".join(inspect.getblock(lines))))
+    except SyntaxError:  # E.g. a lambda in the middle of a call.
+        lines = []
+    if not lines:
+        return code.co_code.hex(), set(code.co_names)
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    codes = [function.__code__]  # With those of the functions within it.
+    codes = [code]  # With those of the functions within it.
     for code in codes:
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     variables = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
@@ -470,7 +473,7 @@ class _Interrupted(threading.Event):
     def note(self, before, number, frame):
         if number == signal.SIGINT:  # The next one breaks off.
             signal.signal(number, before)
-        text = "\nInterrupted: this iteration is finished and saved. Stop again to break off."
+        text = "\nInterrupted: finishing this iteration, then saving. Stop again to break off."
         with contextlib.suppress(RuntimeError, OSError):  # In another print; without a terminal.
             if not super().is_set():
                 print(text, flush=True)

@@ -180,7 +180,7 @@ class WideTrainer:
         loss.backward()
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                if parameter.ndim == 1:
+                if parameter is not self.network[0].bias and parameter.ndim == 1:
                     parameter.grad *= 64
         self.optimizer.step()
 

@@ -85,12 +85,12 @@ def curve_text(curve):
     """Return what is told of the learning curve."""
     _, loss, batch_acc, _, _ = curve[-100:].mean(axis=0)
     return (
-        f"After 150,000 iterations, averaged over the last 10,000, the loss is {loss:.2f}, and the network "
-        f"classifies {100 * batch_acc:.0f} % of the training-batches correctly (they aren't distorted for "
-        "that, as in testing, while the loss is of distorted ones). On the test-set it is "
-        f"{percent(curve[-1, 4])}. So it has learned some things that are only true of the training-images, "
-        "which is called *overfitting*. The distortions are there to keep this small. The curve rises only "
-        "slowly at the end: from 100,000 iterations on, every 10,000, it has "
+        "The network that comes with the notebook has had 150,000 iterations. Averaged over the last "
+        f"10,000, its loss is {loss:.2f}, and it classifies {100 * batch_acc:.0f} % of the training-batches "
+        "correctly (they aren't distorted for that, as in testing, while the loss is of distorted ones). On "
+        f"the test-set it is {percent(curve[-1, 4])}. So it has learned some things that are only true of "
+        "the training-images, which is called *overfitting*. The distortions are there to keep this small. "
+        "The curve rises only slowly at the end: from 100,000 iterations on, every 10,000, it has "
         f"{in_words(map(percent, last_points(curve)))}."
     )
 
@@ -107,10 +107,10 @@ def results_text(curve, printed):
     right = matrix.diagonal()
     best, worst = right.argmax(), right.argmin()
     return (
-        "This is the classification accuracy on the test-set. After 150,000 iterations it is "
-        f"{percent(curve[-1, 4])}; the original reached 79.3 %. Both are single points of curves that go up "
-        f"and down: from 100,000 iterations on, this one lies between {percent(min(points))} and "
-        f"{percent(max(points))}.\n\n"
+        "This is the classification accuracy on the test-set. For the network that comes with the notebook, "
+        f"after 150,000 iterations, it is {percent(curve[-1, 4])}; the original reached 79.3 %. Both are "
+        "single points of curves that go up and down: from 100,000 iterations on, this one lies between "
+        f"{percent(min(points))} and {percent(max(points))}.\n\n"
         "The confusion matrix shows which classes are mistaken for which. These are the most frequent "
         f"mistakes: {in_words(confusions)}. {names[best].capitalize()} are recognized best, with "
         f"{right[best]} of 1,000, and {names[worst]} worst, with {right[worst]}."
@@ -120,7 +120,7 @@ def results_text(curve, printed):
 def label_text(printed):
     """Return what is told of the two highest probabilities that are printed below."""
     (first, name), (second, other) = re.findall(r"^([\d.]+)  \(\d\) (\w+)$", printed, re.M)
-    return f"The probability of {name} is {first}, and that of {other} {second}."
+    return f"the probability of {name} is {first}, and that of {other} {second}."
 
 
 def longer_text(curve):
@@ -160,14 +160,13 @@ def reached_text(curve):
     for name in ("79 % in half a minute", "six views", "wider"):
         runs = measured(name)
         accuracy = mean_and_spread(runs).split(" ± ")[0]
-        better.append(f"{accuracy} % in {mean_minutes(runs)} minutes")
+        better.append(f"{accuracy} % in {mean_minutes(runs)} minutes ({processor(runs[0])})")
     text = (
         f"It comes with a trained network. After 150,000 iterations, {curve[-1, 3] / 60:.0f} minutes on "
         f"{MACHINE}, it gets {percent(curve[-1, 4])} of the test images right. The original's author "
         "reported 79.3 % after 15 hours on his laptop. Both are single points of curves that go up and down. "
         "The last answers to the exercises show better networks, step by step in the same "
-        f"notebook: on two cores ({processor(measured('wider')[0])}) they reach "
-        f"{in_words(better)}."
+        f"notebook: on two cores they reach {in_words(better)}."
     )
     return textwrap.fill(text, 110)
 

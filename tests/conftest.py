@@ -26,6 +26,7 @@ needs_original = pytest.mark.skipif(
 # A change of the notebook: no pictures of distorted images, for which TensorFlow makes another graph.
 NO_PICTURES = {"plot_distorted_image(img, cls, seed=0)": ""}
 FAULTS = ("test_files.py", "test_runs.py", "test_interrupts.py")
+PEAKS = pytest.StashKey[list[float]]()
 
 
 def pytest_addoption(parser):
@@ -45,10 +46,25 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in slow]
 
 
+def peak_memory():
+    """The most memory that this process has had, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # One of several processes, with JOBS.
+        session.config.workeroutput["peak"] = peak_memory()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash.setdefault(PEAKS, []).append(node.workeroutput["peak"])
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """Print the memory, what was tried, what survived it, and what was left out."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    terminalreporter.line(f"\nPeak of this process's memory: {peak:.1f} GB")
+    peaks = " and ".join(f"{peak:.1f} GB" for peak in config.stash.get(PEAKS, [peak_memory()]))
+    terminalreporter.line(f"\nPeak of the memory: {peaks}")
     table = {}
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
@@ -77,13 +93,16 @@ def custom_gradients():
 
 
 @pytest.fixture(autouse=True)
-def _forget_graphs():
-    """What a test has made goes with it. Else a thousand notebooks would stay in memory."""
+def _as_before():
+    """What a test has set or made goes with it. Else a thousand notebooks would stay in memory."""
     _, before = custom_gradients()
     yield
     registry, after = custom_gradients()
     for name in after - before:
         del registry[name]
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy("float32")
+        sys.modules["tensorflow"].distribute.experimental_set_strategy(None)
 
 
 FIDELITY = pytest.StashKey[list[str]]()

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import keras
 import nbformat
 import numpy as np
 import PIL
@@ -57,14 +56,6 @@ EXPECTED = {
 }
 EXPECTED["wider in lower precision"] = EXPECTED["wider"] | {"precision": "bfloat16"}
 EXPECTED["half a minute in lower precision"] = EXPECTED["79 % in half a minute"] | {"precision": "bfloat16"}
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    """A change may set these for the whole process."""
-    yield
-    keras.mixed_precision.set_global_policy("float32")
-    tf.distribute.experimental_set_strategy(None)
 
 
 @pytest.fixture(scope="module")

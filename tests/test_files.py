@@ -85,59 +85,59 @@ def once():
 # Damaged. Every byte is tried.
 
 
-def check_damage(folder, two, looking, capsys, harmless=False):
-    """Check that the first checkpoint takes the place of the damaged second one, which is kept."""
+def check_restored(folder, two, looking, capsys, harmless=False):
+    """Check that the first checkpoint takes the place of the damaged second one, and return its number."""
     before = contents(folder)
     capsys.readouterr()
     looking.saver.restore(folder)
-    output = capsys.readouterr().out
-    step, aside = int(looking.global_step), set()
+    output, step = capsys.readouterr().out, int(looking.global_step)
     assert contents(folder) == before  # It was a mere look.
-    with looking.saver.training():
-        pass
     if harmless and step == 2:  # E.g. a byte of padding.
         assert "Damaged" not in output
     else:
-        aside = {name for name in before if "-2." in name and "damaged" not in name}
         assert step == 1
         assert f"Damaged, so it is not used: {folder / 'cifar10_cnn-2'} (" in output
-        assert f"Damaged, so it is set aside: {folder / 'cifar10_cnn-2'} (" in capsys.readouterr().out
         assert f"Restored checkpoint from: {folder / 'cifar10_cnn-1'}\n" in output
     assert looking.state() == two.states[step]
+    return step
+
+
+def check_damage(folder, two, looking, capsys, harmless=False):
+    """Check that too, and that the damaged one is kept, under another name once training begins."""
+    step, before = check_restored(folder, two, looking, capsys, harmless), contents(folder)
+    with looking.saver.training():
+        pass
+    aside = {name for name in before if step == 1 and "-2." in name and "damaged" not in name}
+    said = f"Damaged, so it is set aside: {folder / 'cifar10_cnn-2'} (" in capsys.readouterr().out
+    assert said == (step == 1) and looking.state() == two.states[step]
     after = contents(folder)  # Nothing is lost, nothing altered.
     assert sorted(after.values()) == sorted(before.values()) and before.keys() - after.keys() == aside
 
 
-def try_damages(damages, two, looking, tmp_path, capsys, harmless=False):
-    for number, damage in enumerate(damages):
-        folder = shutil.copytree(two.folder, tmp_path / str(number))
-        damage(folder / f"cifar10_cnn-2{INDEX}", folder / f"cifar10_cnn-2{DATA}")
-        check_damage(folder, two, looking, capsys, harmless)
-        shutil.rmtree(folder)
-
-
-def few(all_numbers, request):
-    """All of the numbers with --full, eight of them without."""
-    return all_numbers if request.config.getoption("--full") else all_numbers[:: len(all_numbers) // 7]
-
-
-@pytest.mark.parametrize("ending", [INDEX, DATA])
-def test_file_cut_short(ending, two, looking, tmp_path, capsys, request):
-    sizes = few(range((two.folder / f"cifar10_cnn-2{ending}").stat().st_size), request)
-    damages = (lambda *pair, n=n: os.truncate(pair[ending == DATA], n) for n in sizes)
-    try_damages(damages, two, looking, tmp_path, capsys)
+def try_each_byte(damage, ending, two, looking, folder, capsys, request, harmless=False):
+    """Restore after a damage at each byte of a file, and train after it at eight of them, or only these."""
+    file = folder / f"cifar10_cnn-2{ending}"
+    content = file.read_bytes()
+    some = range(0, len(content), len(content) // 7)
+    for n in range(len(content)) if request.config.getoption("--full") else some:
+        file.write_bytes(damage(content, n))
+        check_restored(folder, two, looking, capsys, harmless)
+        if n in some:
+            copied = shutil.copytree(folder, folder.with_name(str(n)))
+            check_damage(copied, two, looking, capsys, harmless)
 
 
 @pytest.mark.parametrize("ending", [INDEX, DATA])
-def test_flipped_bit(ending, two, looking, tmp_path, capsys, request):
-    content = (two.folder / f"cifar10_cnn-2{ending}").read_bytes()
+def test_file_cut_short(ending, two, looking, folder, capsys, request):
+    try_each_byte(lambda content, n: content[:n], ending, two, looking, folder, capsys, request)
 
-    def flip(*pair, n):
-        changed = bytes([content[n] ^ 1 << n % 8])  # Each bit of a byte in turn.
-        pair[ending == DATA].write_bytes(content[:n] + changed + content[n + 1 :])
 
-    damages = (lambda *pair, n=n: flip(*pair, n=n) for n in few(range(len(content)), request))
-    try_damages(damages, two, looking, tmp_path, capsys, harmless=True)
+@pytest.mark.parametrize("ending", [INDEX, DATA])
+def test_flipped_bit(ending, two, looking, folder, capsys, request):
+    def flip(content, n):  # Each bit of a byte in turn.
+        return content[:n] + bytes([content[n] ^ 1 << n % 8]) + content[n + 1 :]
+
+    try_each_byte(flip, ending, two, looking, folder, capsys, request, harmless=True)
 
 
 DAMAGES = {

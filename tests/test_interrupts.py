@@ -112,8 +112,8 @@ def test_kill_again_and_again(start, new_notebook, uninterrupted):
 
 
 @SLOW
-def test_kill_an_exercise(start, new_notebook, tmp_path):
-    """One with epochs in a new order and a learning-rate that depends on the iteration."""
+def test_kill_an_exercise_in_lower_precision(start, new_notebook, tmp_path):
+    """With epochs in a new order, and a learning-rate that depends on the iteration."""
     kill(start(32, "--exercise"), 3)
     resumed = new_notebook(replace=EXERCISE_OFTEN)
     whole = new_notebook(tmp_path / "whole", replace=EXERCISE_OFTEN)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import weakref
 
 import numpy as np
 import pytest
@@ -34,12 +35,6 @@ def more(*layers):
 def from_line(output):
     """The line with start_from that a message names."""
     return re.search(r"saver\.restore\(save_dir, start_from=.*\)", output)[0]
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    yield
-    toy.reset()
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +293,14 @@ def test_what_a_learner_may_write_is_the_same_again_and_its_edit_is_told(name, t
     assert edited != changes
     assert Kernel(tmp_path, edited).global_step == 0
     assert sentence in capsys.readouterr().out
+
+
+def test_a_notebook_that_is_gone_leaves_the_memory(tmp_path):
+    """Also when the optimizer has an object of a class of the notebook, which knows all in it."""
+    cells = {"batch_size = 4": f"batch_size = 4\n{SCHEDULE}", "rate=0.01": "rate=Warm(0.5)"}
+    network = weakref.ref(Kernel(tmp_path, cells).network)
+    gc.collect()
+    assert network() is None
 
 
 def test_comments_docstrings_layout_and_what_is_not_used_make_no_difference(first):

@@ -165,7 +165,7 @@ def test_texts_of_the_learning_curve():
     curve = made_up_curve()
     assert "\n| 50,000 | 25.0 % | 50.0 |\n| 100,000 | 50.0 % | 100.0 |\n" in tables.ladder(curve)
     text = tables.curve_text(curve)
-    assert "the loss is 0.50, and the network classifies 90 % of" in text
+    assert "its loss is 0.50, and it classifies 90 % of" in text
     assert text.endswith("has 50.0 %, 55.0 %, 60.0 %, 65.0 %, 70.0 % and 75.0 %.")
     assert "100,000 brought 45.0 percentage points, and the last 50,000 brought 25.0." in tables.longer_text(
         curve
@@ -190,7 +190,7 @@ def test_texts_of_what_the_notebook_prints():
         "with 987."
     )
     text = tables.label_text("0.750  (5) dog\n0.125  (3) cat\n")
-    assert text == "The probability of dog is 0.750, and that of cat 0.125."
+    assert text == "the probability of dog is 0.750, and that of cat 0.125."
 
 
 def test_notebook_shows_the_shipped_network(curve):

@@ -5,7 +5,6 @@ import linecache
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -218,8 +217,3 @@ def original(kernel, step):
             random = np.random.default_rng(len(values) + 100 * step)
             values[original_name(v) + ending] = random.random(v.shape, np.float32)
     return values | {"network/cross_entropy/Mean_average": np.float32(1)}
-
-
-def reset():
-    """Undo what the cells change in Keras itself."""
-    keras.config.set_dtype_policy("float32")

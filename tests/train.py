@@ -25,7 +25,7 @@ OFTEN = NO_PICTURES | {
 }
 EXERCISE_OFTEN = NO_PICTURES | {
     old: re.sub(r"i_global % \d+", "i_global % 2", new)
-    for old, new in read_changes()["79 % in half a minute"].items()
+    for old, new in read_changes()["half a minute in lower precision"].items()
 }
 STAGES = (
     "before writing",
