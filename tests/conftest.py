@@ -51,13 +51,9 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
-def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):  # One of several processes, with JOBS.
-        session.config.workeroutput["peak"] = peak_memory()
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
+    """Note the memory of one of the processes that share the tests."""
     node.config.stash.setdefault(PEAKS, []).append(node.workeroutput["peak"])
 
 
@@ -120,7 +116,9 @@ def fidelity(request):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """Write the table of the differences from the original when they were measured."""
+    """Write the table of the differences from the original when they were measured, and tell the memory."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak"] = peak_memory()
     rows = session.config.stash.get(FIDELITY, [])
     if session.config.getoption("--fidelity") and exitstatus == 0 and rows:
         lines = ["| quantity | original | port | difference | measured by |", "|" + 5 * "---|", *rows]
