@@ -29,7 +29,6 @@ import shutil
 import signal
 import socket
 import textwrap
-import threading
 import time
 import types
 import warnings
@@ -464,20 +463,22 @@ def _some(names):
 # Interrupts, and other processes.
 
 
-class _Interrupted(threading.Event):
+class _Interrupted:
     """Whether there was an interrupt, in any of the processes that train together."""
 
+    noted = False  # An event of threading has a lock, on which a signal within a signal would wait for ever.
+
     def is_set(self):
-        return any(_of_all_processes(super().is_set()))
+        return any(_of_all_processes(self.noted))
 
     def note(self, before, number, frame):
         if number == signal.SIGINT:  # The next one breaks off.
             signal.signal(number, before)
         text = "\nInterrupted: finishing this iteration, then saving. Stop again to break off."
         with contextlib.suppress(RuntimeError, OSError):  # In another print; without a terminal.
-            if not super().is_set():
+            if not self.noted:
                 print(text, flush=True)
-        self.set()
+        self.noted = True
 
 
 @tf.function

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -222,6 +223,12 @@ def read_only(as_user):
         folder.chmod(0o755)
 
 
+def take_signals():
+    """Let a new process take the signals that it would ignore when the tests run behind nohup."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begin():
     """A function that runs Python in another process, until the end of the test.
@@ -232,8 +239,9 @@ def begin():
 
     def run(*arguments, cwd=ROOT, env=None):
         command = [sys.executable, "-u", *map(str, arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        processes.append(subprocess.Popen(command, cwd=cwd, env=os.environ | (env or {}), **pipes))
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        options |= {"cwd": cwd, "env": os.environ | (env or {}), "preexec_fn": take_signals}
+        processes.append(subprocess.Popen(command, **options))
         return processes[-1]
 
     yield run

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import textwrap
 from types import SimpleNamespace
@@ -148,12 +147,12 @@ def test_outputs_of_the_notebook_itself(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", ["Ctrl-C", "kill", "the terminal is closed", "nohup, it is closed"])
-def test_stopping_interrupts_the_cell_and_goes_on_to_the_results(stop, tiny, tmp_path):
+def test_stopping_interrupts_the_cell_and_goes_on_to_the_results(stop, tiny, begin, tmp_path):
     tiny(TRAIN_AND_WAIT, RESULT)
     path = str(tmp_path / NOTEBOOK.name)
     code = f"from tools import run_notebook as r\nr.NOTEBOOK = r.Path({path!r})\nr.main()"
-    command = [*["nohup"] * ("nohup" in stop), sys.executable, "-c", code, "--build", tmp_path / "build"]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    nohup = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" * ("nohup" in stop)
+    process = begin("-c", nohup + code, "--build", tmp_path / "build")
     next(line for line in process.stdout if "Saved checkpoint." in line)
     if stop == "the terminal is closed":
         process.stdout.close()
@@ -202,11 +201,10 @@ def test_the_stand_in_set_takes_the_place_of_cifar10_only_when_that_is_out_of_re
 
 
 @pytest.mark.slow
-def test_the_whole_notebook_is_interrupted_and_goes_on_where_it_lies(stand_in_path, tmp_path):
+def test_the_whole_notebook_is_interrupted_and_goes_on_where_it_lies(begin, stand_in_path, tmp_path):
     """It saves a checkpoint and shows the results; what lies in build restores that checkpoint."""
     environment = settings(stand_in_path, tmp_path / "checkpoints", 100_000)
-    command = [sys.executable, "-m", "tools.run_notebook", "--build", tmp_path / "build"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+    process = begin("-m", "tools.run_notebook", "--build", tmp_path / "build", env=environment)
     next(line for line in process.stdout if re.match(r"Global Step: [1-9]", line))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
