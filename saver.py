@@ -359,6 +359,10 @@ _ORIGINAL_NAMES = {
     "/layer_softmax/": "/fully_connected/",
     "_batch_normalize/": "/batch_normalize/",
     "/kernel": "/weights",
+    # Keras 3.15 has renamed these optimizers.
+    "^SGD/": "sgd/",
+    "^adamw/": "adam_w/",
+    "^rmsprop/": "rm_sprop/",
 }
 
 

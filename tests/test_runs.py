@@ -324,6 +324,12 @@ def test_settings_that_only_one_version_of_keras_has_make_no_difference(first):
     assert Kernel(first).global_step == 7
 
 
+@pytest.mark.parametrize(("optimizer", "name"), [("SGD", "SGD"), ("AdamW", "adamw"), ("RMSprop", "rmsprop")])
+def test_a_training_of_an_older_keras_that_named_it_otherwise_goes_on(optimizer, name, tmp_path):
+    Kernel(tmp_path, {ADAM: f'keras.optimizers.{optimizer}(0.01, name="{name}")'}).optimize(2)
+    assert Kernel(tmp_path, {ADAM: f"keras.optimizers.{optimizer}(0.01)"}).global_step == 2
+
+
 def test_the_first_three_changes_are_told_and_the_number_of_the_others(first, capsys):
     five = ["the seed", "the batch size", "the data", "a distortion", "the width of a layer"]
     Kernel(first, {old: new for name in five for old, new in CHANGES[name][0].items()})
