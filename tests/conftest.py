@@ -2,6 +2,8 @@
 
 import codecs
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -26,8 +28,14 @@ needs_original = pytest.mark.skipif(
 
 # A change of the notebook: no pictures of distorted images, for which TensorFlow makes another graph.
 NO_PICTURES = {"plot_distorted_image(img, cls, seed=0)": ""}
+SLOW = pytest.mark.slow
 FAULTS = ("test_files.py", "test_runs.py", "test_interrupts.py")
 PEAKS = pytest.StashKey[list[float]]()
+
+
+def mostly_slow(values, *quick):
+    """Parameters of a test, of which `make test` tries only these."""
+    return [pytest.param(value, marks=[] if value in quick else SLOW) for value in values]
 
 
 def pytest_addoption(parser):
@@ -157,7 +165,9 @@ def new_notebook(stand_in_path, tmp_path):
     def run(save_dir=tmp_path / "checkpoints", data_path=stand_in_path, replace=None):
         return SimpleNamespace(**run_cells(data_path, save_dir, NO_PICTURES | (replace or {})))
 
-    return run
+    yield run
+    gc.collect()  # The networks go, and the C library gives back what would hardly fit larger ones.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework.function_def_to_graph import function_def_to_graph
 from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 
-from tests.conftest import two_tasks
+from tests.conftest import SLOW, two_tasks
 from tests.train import OFTEN
 from tools.devices import several_devices
 from tools.exercises import read_changes
@@ -36,6 +36,7 @@ def replicas(stand_in_path, tmp_path_factory):
     return run_replicas("normalized", stand_in_path, tmp_path_factory.mktemp("replicas"))
 
 
+@SLOW
 def test_two_devices_train_like_one_without_batch_normalization(stand_in_path, tmp_path):
     """The same 64 images with the same distortions give the same losses and gradients but for rounding."""
     plain = run_replicas("plain", stand_in_path, tmp_path)
@@ -45,14 +46,14 @@ def test_two_devices_train_like_one_without_batch_normalization(stand_in_path, t
     assert max(plain["differences"]) < ROUNDING
 
 
-@pytest.mark.slow
+@SLOW
 def test_batch_normalization_takes_the_statistics_of_each_part(replicas):
     """The one difference: each device normalizes its part of the batch by the part's own statistics."""
     assert len(replicas["halves"]) == 2
     np.testing.assert_allclose(replicas["mirrored"], replicas["halves"], rtol=1e-4)
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("program", ["mirrored", "started"])
 def test_checkpoint_of_two_devices_opens_on_one(replicas, program):
     """By the same program, and as the start of a training with the tutorial's own."""
@@ -61,7 +62,7 @@ def test_checkpoint_of_two_devices_opens_on_one(replicas, program):
     assert difference < 1e-6
 
 
-@pytest.mark.slow
+@SLOW
 def test_two_processes_by_the_exported_notebook(begin, stand_in_path, tmp_path, replicas):
     """The notebook as a script, with the answer's changes, run twice by two workers."""
     change = several_devices("MultiWorkerMirroredStrategy()")

@@ -15,6 +15,7 @@ from PIL import Image
 
 import tools.exercises
 from tests import reference
+from tests.conftest import SLOW, mostly_slow
 from tests.reference import state
 from tests.train import OFTEN
 from tools.exercises import read_changes
@@ -66,7 +67,7 @@ def trained(stand_in_path, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("change", [change for change in CHANGES if change != "as it is"])
 def test_a_change_does_what_it_says_and_resumes(change, trained, new_notebook, tmp_path, monkeypatch):
     """It is noticed, so that it is trained in a folder of its own, and resumes there to the bit."""
@@ -99,7 +100,7 @@ def test_a_change_does_what_it_says_and_resumes(change, trained, new_notebook, t
     assert state(notebook) == after
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("change", ["crop and flip only", "better trained", "no distortions"])
 def test_the_colours_stay_as_they_are(new_notebook, change):
     notebook = new_notebook(replace=CHANGES[change])
@@ -135,7 +136,7 @@ def test_batched_distortions_equal_numpy_with_the_same_draws(new_notebook, is_co
     np.testing.assert_allclose(centre, np.float32(images[:, 4:28, 4:28] / 255), rtol=2**-23)
 
 
-@pytest.mark.slow
+@SLOW
 def test_the_loop_in_tensorflow_trains_the_same_iterations(new_notebook, tmp_path):
     """As many as it is told, with the batches of their numbers."""
     change = CHANGES["loop in TensorFlow"] | OFTEN
@@ -153,7 +154,7 @@ def test_the_loop_in_tensorflow_trains_the_same_iterations(new_notebook, tmp_pat
     np.testing.assert_array_equal(labels, loop.labels_train[numbers])
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", mostly_slow(["bfloat16", "float16"], "bfloat16"))
 def test_lower_precision_keeps_the_loss_and_the_averages_precise(new_notebook, precision):
     change = CHANGES["lower precision"]
     if precision == "float16":
@@ -179,7 +180,7 @@ def test_lower_precision_keeps_the_loss_and_the_averages_precise(new_notebook, p
     assert notebook.global_step == notebook.optimizer.iterations == 2
 
 
-@pytest.mark.slow
+@SLOW
 def test_the_better_networks_do_what_their_answers_say(new_notebook):
     notebook = new_notebook(replace=CHANGES["six views"])
 

@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.special import softmax
 
 from tests import reference
-from tests.conftest import NO_PICTURES, needs_cifar10, needs_original
+from tests.conftest import NO_PICTURES, SLOW, mostly_slow, needs_cifar10, needs_original
 from tests.reference import CHECKPOINT, ORIGINAL
 from tests.toy import original_name
 from tools.notebook import run_cells
@@ -72,7 +72,7 @@ def test_outputs_with_the_original_weights(restored, fidelity):
     fidelity(quantity, "as it left them", "computed", at_most(largest))
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("step", [1, 12_000, 150_000])
 def test_outputs_of_checkpoints_of_other_steps(step, open_original, tmp_path):
     """Compared with NumPy in float64, which takes the weights right from the file."""
@@ -84,9 +84,7 @@ def test_outputs_of_checkpoints_of_other_steps(step, open_original, tmp_path):
     np.testing.assert_allclose(restored.y_pred(images), softmax(logits, axis=1), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "step", [1000, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 12_000, 150_000))]
-)
+@pytest.mark.parametrize("step", mostly_slow([1000, 1, 12_000, 150_000], 1000))
 def test_training_goes_on_from_the_original_moments(step, open_original, tmp_path, fidelity):
     """Adam's next update equals NumPy's, in float64 from the moments in the checkpoint."""
     path, values = reference.original_checkpoint(tmp_path, step)
@@ -118,7 +116,7 @@ def test_training_goes_on_from_the_original_moments(step, open_original, tmp_pat
         fidelity(quantity, original, "float32", at_most(max(differences.values())))
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize(
     ("without", "change", "new"),
     [

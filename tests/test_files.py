@@ -20,7 +20,7 @@ import tensorflow as tf
 import cifar10
 import saver as saver_module
 from saver import CheckpointError
-from tests.conftest import largest_file
+from tests.conftest import largest_file, mostly_slow
 from tests.toy import DATA, INDEX, Kernel, copy, files, numbers, values_of, write
 
 LOCK = {"training.lock", "training.owner"}
@@ -155,7 +155,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", mostly_slow(DAMAGES, "index empty", "data missing", "data of another"))
 def test_file_zeroed_missing_or_garbage(damage, two, looking, folder, capsys):
     DAMAGES[damage](folder / f"cifar10_cnn-2{INDEX}", folder / f"cifar10_cnn-2{DATA}")
     check_damage(folder, two, looking, capsys)
@@ -390,7 +390,7 @@ ADVICE = {
 }
 
 
-@pytest.mark.parametrize("what", ADVICE)
+@pytest.mark.parametrize("what", mostly_slow(ADVICE, "full", "no rights"))
 def test_a_save_that_fails_gives_advice_that_fits(what, tmp_path, monkeypatch, capsys):
     number, function, text = ADVICE[what]
     kernel = Kernel(tmp_path)
@@ -477,7 +477,7 @@ LACKS = [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES]
 BUSY = [errno.EACCES, errno.EBUSY, errno.ETXTBSY]
 
 
-@pytest.mark.parametrize("number", LACKS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", mostly_slow(LACKS, errno.EINVAL), ids=errno.errorcode.get)
 @pytest.mark.parametrize("of", ["folders", "files and folders"])
 def test_without_fsync_all_goes_on(number, of, tmp_path, once, monkeypatch, capsys):
     fail(monkeypatch, os, "fsync", number, lambda fd: of != "folders" or stat.S_ISDIR(os.fstat(fd).st_mode))
@@ -490,7 +490,7 @@ def test_without_fsync_all_goes_on(number, of, tmp_path, once, monkeypatch, caps
     assert "COULD NOT" not in output and "can't be deleted" not in output
 
 
-@pytest.mark.parametrize("number", [*LACKS, errno.ENOLCK], ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", mostly_slow([*LACKS, errno.ENOLCK], errno.ENOLCK), ids=errno.errorcode.get)
 def test_without_locks_all_goes_on(number, tmp_path, once, monkeypatch, capsys):
     """Even if files of a lock are there, of a machine that has vanished."""
     (tmp_path / "training.lock").touch()
@@ -512,7 +512,7 @@ def test_a_lock_is_named_with_its_file_and_its_owner(tmp_path):
         assert second.optimize(1) == [True]
 
 
-@pytest.mark.parametrize("number", BUSY, ids=errno.errorcode.get)
+@pytest.mark.parametrize("number", mostly_slow(BUSY, errno.EACCES), ids=errno.errorcode.get)
 @pytest.mark.parametrize("ending", [INDEX, DATA])
 def test_a_rename_that_is_refused_for_a_moment_is_tried_again(number, ending, tmp_path, monkeypatch, capsys):
     """A sync client or a virus scanner has the file open."""
@@ -524,7 +524,9 @@ def test_a_rename_that_is_refused_for_a_moment_is_tried_again(number, ending, tm
     assert set(os.listdir(tmp_path)) == names(1, 2, 3)
 
 
-@pytest.mark.parametrize("then", ["is saved again", "goes on", "begins in a new kernel"])
+@pytest.mark.parametrize(
+    "then", mostly_slow(["is saved again", "goes on", "begins in a new kernel"], "begins in a new kernel")
+)
 @pytest.mark.parametrize("ending", [INDEX, DATA])
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_rename_that_is_refused_blocks_nothing(before, ending, then, two, tmp_path, monkeypatch, capsys):

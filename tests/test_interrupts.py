@@ -14,13 +14,13 @@ import pytest
 import tensorflow as tf
 
 from saver import CheckpointError
+from tests.conftest import SLOW, mostly_slow
 from tests.toy import DATA, INDEX, Kernel, files
 from tests.train import EXERCISE_OFTEN, OFTEN, STAGES
 from tools.notebook import ROOT, run_cells
 
 ITERATIONS = 60
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-SLOW = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def kill(process, num_saves, seconds=0.0):
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(i, marks=SLOW) for i in range(1, 21))])
+@pytest.mark.parametrize("number", mostly_slow(range(21), 0))
 def test_kill_while_training(number, start, new_notebook, uninterrupted, capsys):
     """Each at a random moment after one of its first saves."""
     num_saves = 1 + number % 8
@@ -121,7 +121,8 @@ def test_kill_an_exercise_in_lower_precision(start, new_notebook, tmp_path):
     assert train_up_to(32, resumed) == train_up_to(32, whole)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(s, marks=() if s == "data moved" else SLOW) for s in STAGES])
+@SLOW
+@pytest.mark.parametrize("stage", STAGES)
 def test_kill_while_saving(stage, start, new_notebook, uninterrupted, tmp_path, capsys):
     process = start(ITERATIONS, "--kill-at", stage)
     process.communicate(timeout=120)
@@ -166,15 +167,18 @@ def test_interrupt_of_a_process(number, start, new_notebook, uninterrupted, tmp_
         assert state(resumed) == train_up_to(step, whole)
 
 
-TYPICAL = [[number] for number in SIGNALS] + [
-    [signal.SIGINT, signal.SIGTERM],
+TWO = [signal.SIGINT, signal.SIGTERM]
+SEQUENCES = [[number] for number in SIGNALS] + [
+    TWO,
     [signal.SIGTERM, signal.SIGINT],
     [signal.SIGTERM, signal.SIGTERM],
     [signal.SIGHUP, signal.SIGTERM],
 ]
 
 
-@pytest.mark.parametrize("signals", TYPICAL, ids=lambda signals: ", ".join(s.name for s in signals))
+@pytest.mark.parametrize(
+    "signals", mostly_slow(SEQUENCES, TWO), ids=lambda signals: ", ".join(s.name for s in signals)
+)
 @pytest.mark.parametrize("when", ["in an iteration", "between two", "while writing", "while renaming"])
 def test_interrupts_that_break_nothing_off(signals, when, tmp_path, monkeypatch, capsys):
     kernel, whole = Kernel(tmp_path / "own"), Kernel(tmp_path / "whole")
@@ -300,6 +304,7 @@ def test_interrupted_measurement_records_nothing(begin, stand_in_path):
 # Done twice.
 
 
+@SLOW
 def test_two_processes_in_one_folder(start, new_notebook, tmp_path):
     process = start(100_000)
     wait_for("Saved checkpoint.\n", process)

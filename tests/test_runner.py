@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 from nbconvert import ScriptExporter
 
 import cifar10
+from tests.conftest import SLOW, mostly_slow
 from tools import run_notebook
 from tools.exercises import read_changes
 from tools.notebook import NOTEBOOK, ROOT, TRAINING, changed_notebook, choose_settings, code_sha256, settings
@@ -146,7 +147,9 @@ def test_outputs_of_the_notebook_itself(tiny, tmp_path, monkeypatch):
     assert ScriptExporter().from_notebook_node(after)[1]["output_extension"] == ".py"
 
 
-@pytest.mark.parametrize("stop", ["Ctrl-C", "kill", "the terminal is closed", "nohup, it is closed"])
+@pytest.mark.parametrize(
+    "stop", mostly_slow(["Ctrl-C", "kill", "the terminal is closed", "nohup, it is closed"], "Ctrl-C")
+)
 def test_stopping_interrupts_the_cell_and_goes_on_to_the_results(stop, tiny, begin, tmp_path):
     tiny(TRAIN_AND_WAIT, RESULT)
     path = str(tmp_path / NOTEBOOK.name)
@@ -200,7 +203,7 @@ def test_the_stand_in_set_takes_the_place_of_cifar10_only_when_that_is_out_of_re
     assert "so it was not run" in run("--in-place").status
 
 
-@pytest.mark.slow
+@SLOW
 def test_the_whole_notebook_is_interrupted_and_goes_on_where_it_lies(begin, stand_in_path, tmp_path):
     """It saves a checkpoint and shows the results; what lies in build restores that checkpoint."""
     environment = settings(stand_in_path, tmp_path / "checkpoints", 100_000)
@@ -224,7 +227,7 @@ def test_the_whole_notebook_is_interrupted_and_goes_on_where_it_lies(begin, stan
     assert f"The network has had {step} iterations already." in printed and accuracy in printed
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("change", ["small filters", "79 % in half a minute"])
 def test_the_whole_notebook_of_an_exercise(change, stand_in_path, tmp_path):
     """It runs to its end, with as many pictures as the tutorial's own."""

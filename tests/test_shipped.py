@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from benchmarks import tables
 from benchmarks.accuracy import LADDER, machine, mean_and_spread, mean_minutes, measured
-from tests.conftest import NO_PICTURES, needs_cifar10
+from tests.conftest import NO_PICTURES, SLOW, needs_cifar10
 from tests.reference import forward
 from tools.exercises import read_changes
 from tools.notebook import NOTEBOOK, ROOT, run_cells
@@ -115,7 +115,7 @@ def test_accuracy(shipped, curve):
     np.testing.assert_allclose(correct.mean(), curve[-1, 4], atol=0.0003)
 
 
-@pytest.mark.slow
+@SLOW
 @needs_cifar10
 def test_training_from_scratch_repeats_what_was_trained(new_notebook, cifar10_path, curve):
     """To the last bit on the same kind of machine, and at first within rounding elsewhere."""

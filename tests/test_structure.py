@@ -12,6 +12,7 @@ import sys
 import nbformat
 import pytest
 
+from tests.conftest import SLOW
 from tools.exercises import read_changes, write
 from tools.notebook import NOTEBOOK, ROOT, SETTINGS, TRAINING, changed_notebook, code_sha256
 
@@ -141,7 +142,7 @@ def make_environment(folder, python):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.slow
+@SLOW
 @needs_make
 def test_half_made_environment(tmp_path):
     """What a venv without pip has left behind is made again."""

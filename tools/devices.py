@@ -15,6 +15,7 @@ TWO_DEVICES = several_devices('MirroredStrategy(["CPU:0", "CPU:1"])')
 
 
 def split_cpu():
-    """Make two logical devices of the processor. Call it before TensorFlow computes anything."""
+    """Make two logical devices of the processor, and hide GPUs, before TensorFlow computes anything."""
+    tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
