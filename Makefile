@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-TOGETHER = $(if $(JOBS),-n $(JOBS) --dist loadfile)
+TOGETHER = $(if $(JOBS),-n $(JOBS) --dist worksteal)
 
 .PHONY: run test test-all test-faults test-versions test-oldest test-colab test-newest bench measure notebook pictures
 

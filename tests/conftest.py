@@ -98,13 +98,16 @@ def custom_gradients():
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
+def _as_before(request):
     """What a test has set or made goes with it. Else a thousand notebooks would stay in memory."""
     _, before = custom_gradients()
     yield
     registry, after = custom_gradients()
     for name in after - before:
         del registry[name]
+    if {"new_notebook", "cifar10_path"} & {*request.fixturenames}:
+        gc.collect()  # Networks and data go, and the C library gives back what would hardly fit larger ones.
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy("float32")
         sys.modules["tensorflow"].distribute.experimental_set_strategy(None)
@@ -165,9 +168,7 @@ def new_notebook(stand_in_path, tmp_path):
     def run(save_dir=tmp_path / "checkpoints", data_path=stand_in_path, replace=None):
         return SimpleNamespace(**run_cells(data_path, save_dir, NO_PICTURES | (replace or {})))
 
-    yield run
-    gc.collect()  # The networks go, and the C library gives back what would hardly fit larger ones.
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+    return run
 
 
 @pytest.fixture

@@ -142,6 +142,7 @@ def test_resume_after_any_number_of_iterations(new_notebook, uninterrupted):
         resumed = new_notebook(replace=OFTEN)
         resumed.optimize(number)
     assert state(resumed) == uninterrupted
+    assert (np.diff(np.array(resumed.learning_curve)[:, 3]) > 0).all()  # The seconds of all runs.
 
 
 ########################################################################

@@ -345,22 +345,6 @@ def test_a_loss_that_is_not_a_number_stops_the_training(new_notebook, tmp_path):
     assert files and files == {path: path.read_bytes() for path in (tmp_path / "checkpoints").glob("*.*-*")}
 
 
-@SLOW
-def test_resumed_training_equals_uninterrupted_training(new_notebook, tmp_path, capsys):
-    uninterrupted = new_notebook(tmp_path / "uninterrupted", replace=OFTEN)
-    uninterrupted.optimize(25)
-    new_notebook(tmp_path / "resumed", replace=OFTEN).optimize(12)
-    assert "so the variables are new ones" in capsys.readouterr().out
-    resumed = new_notebook(tmp_path / "resumed", replace=OFTEN)
-    assert f"Restored checkpoint from: {tmp_path}/resumed/cifar10_cnn-12" in capsys.readouterr().out
-    assert resumed.global_step == 12
-    resumed.optimize(13)
-    assert state(resumed) == state(uninterrupted)
-    curves = np.array(resumed.learning_curve), np.array(uninterrupted.learning_curve)
-    np.testing.assert_array_equal(*(curve[:, :3] for curve in curves))
-    assert curves[0][:, 0].tolist() == [5, 10, 15, 20, 25] and (np.diff(curves[0][:, 3]) > 0).all()
-
-
 def test_each_run_keeps_its_code(notebook, new_notebook):
     """TensorFlow and the saver read the code when they need it, which may be after the next run."""
     changed = new_notebook(replace={"size=min(train_batch_size": "size=min(2 * train_batch_size"})
