@@ -435,7 +435,7 @@ START = {  # What is changed, the learning-rate, and what is said to be new.
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", mostly_slow(START, "a width"))
+@pytest.mark.parametrize("name", mostly_slow(START, "the learning-rate", "a width"))
 def test_start_from_takes_all_that_fits_but_for_the_learning_rate(name, first, tmp_path, capsys):
     changes, rate, new = START[name]
     trained, kept = values_of(first / "cifar10_cnn-7"), files(tmp_path)
