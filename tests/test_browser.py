@@ -13,13 +13,14 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
+from tests.conftest import SLOW
 from tests.toy import values_of
 from tests.train import OFTEN
 from tools.notebook import NOTEBOOK, ROOT, TRAINING, changed_notebook, choose_settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
-    pytest.mark.slow,
+    SLOW,
     pytest.mark.skipif(CHROMIUM is None, reason="There is no Chromium or Chrome."),
     pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="There is no Playwright."),
 ]
