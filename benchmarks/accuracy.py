@@ -50,7 +50,8 @@ LADDER = [
 ]
 
 # The seeds of what is measured by --missing; the other changes with the notebook's own.
-SEEDS = {name: [42, 1, 2] for name in LADDER[LADDER.index("fast biases") :]}
+SEVERAL = ["crop and flip only", "no distortions", *LADDER[LADDER.index("fast biases") :]]
+SEEDS = {name: [42, 1, 2] for name in SEVERAL}
 SEEDS |= {"as it is": [42, 1, 2, 3, 4, 5, 6, 7], "79 % in half a minute": [42, 1, 2, 3, 4]}
 # These train the same network as others do, in another way.
 NOT_MEASURED = ["batched distortions", "loop in TensorFlow", "all three", "several devices"]
@@ -142,19 +143,22 @@ def operations(network):
 def measure(change, seed, held_out, data_path):
     """Train the changed notebook and return its rows of the table."""
     this_machine = machine()
-    # One folder for all changes: the saver tells their checkpoints apart, and a change that concerns only
-    # the testing finds the network that was trained before. But another machine trains anew.
-    folder = ROOT / "build" / "accuracy" / this_machine.replace("/", "-") / str(seed)
     replace = read_changes()[change] | {"random_seed": f"random_seed = {seed}"}
+    begins_with_another = any("start_from" in text for text in replace.values())
+    # One folder for all changes: the saver tells their checkpoints apart, and a change that concerns only
+    # the testing finds the network that was trained before. What begins with another network lies apart,
+    # for the saver can't tell it from the same network that begins anew. And another machine trains anew.
+    folder = ROOT / "build" / "accuracy" / this_machine.replace("/", "-")
+    folder /= f"{seed}, {change}" if begins_with_another else str(seed)
     notebook = run_cells(data_path, folder, replace | (HELD_OUT if held_out else {}))
     last = notebook["last_iteration"]
     notebook["optimize"](last - int(notebook["global_step"].numpy()))
-    if notebook["global_step"] != last:
-        sys.exit("Interrupted, so nothing is recorded. The same command goes on.")
+    if (step := int(notebook["global_step"].numpy())) != last:
+        sys.exit(f"Nothing is recorded: {folder} has {step} of {last} iterations. The same command goes on.")
     correct, _ = notebook["predict_cls_test"]()
     curve = np.array(notebook["learning_curve"])
     curve[-1, 4] = correct.mean()
-    if any("start_from" in text for text in replace.values()):  # What it began from wasn't trained here.
+    if begins_with_another:  # That one wasn't trained here.
         curve = curve[-1:]
     operations_per_step = operations(notebook["network"]) * notebook["train_batch_size"]
     return [
