@@ -91,7 +91,7 @@ def lab(tmp_path):
 
 
 def test_code_blocks_of_an_answer_stand_apart(lab):
-    """There is a line of text between any two, in JupyterLab's own style."""
+    """There is a line of text between any two, and space below each, in JupyterLab's own style."""
     tab = lab.open()
     for i, cell in enumerate(lab.notebook.cells):
         if cell.source.startswith("<details>"):
@@ -103,6 +103,10 @@ def test_code_blocks_of_an_answer_stand_apart(lab):
             assert len(blocks) == cell.source.count("\n```") // 2
             for above, below in zip(blocks, blocks[1:], strict=False):
                 assert below[0] - above[1] >= 20, cell.source
+            text = "[...node.querySelectorAll('details > *')].filter(element => element.offsetHeight)"
+            tops = tab.in_cell(i, f"{text}.map(element => element.getBoundingClientRect().top)")
+            for _, bottom in blocks:
+                assert all(top - bottom >= 10 for top in tops if top >= bottom), cell.source
 
 
 def test_a_training_is_watched_stopped_left_alone_and_gone_on_with(lab):
