@@ -102,15 +102,14 @@ def read_results():
 
 
 def measured(change, iterations=None):
-    """Return the rows of a change on the test-set, one for each seed, after so many iterations or all.
-
-    They are of the version that was measured with the most seeds, or the newest one of these.
+    """Return the rows of a change on the test-set with the newest version that has any, one for each seed,
+    after so many iterations or all.
     """
     rows = [r for r in read_results() if (r["change"], r["measured on"]) == (change, "test-set")]
+    version = max((int(row["version"]) for row in rows), default=0)
+    rows = [row for row in rows if int(row["version"]) == version]
     iterations = iterations or max((int(row["iterations"]) for row in rows), default=0)
-    rows = [row for row in rows if int(row["iterations"]) == iterations]
-    versions = sorted({row["version"] for row in rows}, key=int, reverse=True)
-    return max(([row for row in rows if row["version"] == v] for v in versions), key=len, default=[])
+    return [row for row in rows if int(row["iterations"]) == iterations]
 
 
 def write_results(rows):

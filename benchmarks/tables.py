@@ -159,7 +159,7 @@ def reached_text(curve):
     better = []
     for name in ("79 % in half a minute", "six views", "wider"):
         runs = measured(name)
-        accuracy = mean_and_spread(runs).split(" ± ")[0]
+        accuracy = mean_and_spread(runs).split()[0]
         better.append(f"{accuracy} % in {mean_minutes(runs)} minutes ({processor(runs[0])})")
     text = (
         f"It comes with a trained network. After 150,000 iterations, {curve[-1, 3] / 60:.0f} minutes on "
