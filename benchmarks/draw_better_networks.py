@@ -20,8 +20,8 @@ from tools.notebook import DATA_PATH, ROOT, run_cells
 def draw_accuracies():
     """Plot the test accuracy of each step over the work of its training, beside the shipped network's.
 
-    The work is the same on every processor and in lower precision, whose points would hide the others; the
-    minutes are in the table of the answer.
+    The work is the same on every processor, on a GPU and in lower precision, whose points would hide the
+    others; the minutes are in the table of the answer.
     """
     curve = read_curve()
     step, _, _, _, accuracy = curve[np.isfinite(curve[:, 4])].T
@@ -30,7 +30,7 @@ def draw_accuracies():
     ax.plot(work(step), 100 * accuracy, "o-", color="black", markersize=3, label="the tutorial's network")
     ax.plot(work(STEP), 79.3, "*", color="black", markersize=10, label="the original in 2016")
     for number, change in enumerate(change for change in LADDER if "lower precision" not in change):
-        if runs := measured(change):
+        if runs := measured(change) + measured(change, gpu=True):
             operations, accuracies = (
                 [float(run[name]) for run in runs] for name in ("PFLOP", "accuracy in %")
             )

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -13,7 +14,16 @@ import tensorflow as tf
 from scipy.special import softmax
 
 from benchmarks import tables
-from benchmarks.accuracy import LADDER, machine, mean_and_spread, mean_minutes, measured
+from benchmarks.accuracy import (
+    LADDER,
+    RESULTS,
+    machine,
+    mean_and_spread,
+    mean_minutes,
+    measured,
+    read_results,
+    write_results,
+)
 from tests.conftest import NO_PICTURES, SLOW, needs_cifar10
 from tests.reference import forward
 from tools.exercises import read_changes
@@ -269,5 +279,18 @@ def test_rows_of_an_answer():
 def test_better_networks_were_measured_together():
     """Several seeds on one machine; and what is said of the last step is true of all its seeds."""
     assert set(LADDER) <= set(read_changes())
-    assert all(len({run["machine"] for run in measured(change)}) <= 1 for change in LADDER)
+    rows = [measured(change, gpu=gpu) for change in LADDER for gpu in (False, True)]
+    assert all(len({run["machine"] for run in runs}) <= 1 for runs in rows)
+    assert all(len(measured(change, gpu=True)) in (0, 3) for change in LADDER)
     assert min(float(run["accuracy in %"]) for run in measured("79 % in half a minute")) > 79.3
+
+
+def test_rows_of_a_gpu_and_of_a_processor_are_kept_apart(tmp_path, monkeypatch):
+    """A row takes the place of one that was measured on the same kind of device, and of no other."""
+    monkeypatch.setattr("benchmarks.accuracy.RESULTS", Path(shutil.copy(RESULTS, tmp_path)))
+    before = read_results()
+    [old] = [row for row in measured("six views", gpu=True) if row["seed"] == "42"]
+    new = old | {"accuracy in %": "12.34"}
+    write_results([new])
+    assert "42" in {row["seed"] for row in measured("six views")}
+    assert read_results() == [new if row == old else row for row in before]
