@@ -45,8 +45,8 @@ LADDER = [
     "fast biases",
     "six views",
     "wider",
-    "79 % in half a minute",
     "wider in lower precision",
+    "79 % in half a minute",
     "half a minute in lower precision",
 ]
 

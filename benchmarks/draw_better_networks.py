@@ -34,7 +34,8 @@ def draw_accuracies():
             operations, accuracies = (
                 [float(run[name]) for run in runs] for name in ("PFLOP", "accuracy in %")
             )
-            ax.plot(operations, accuracies, "o", color=f"C{number}", markersize=5, alpha=0.6, label=change)
+            style = {"marker": "os^Dv<>p"[number], "fillstyle": "none", "linestyle": "none"}
+            ax.plot(operations, accuracies, color=f"C{number}", markersize=7, label=change, **style)
 
     ax.legend(loc="lower right")
     ax.set_xscale("log")

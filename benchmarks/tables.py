@@ -124,7 +124,7 @@ def label_text(printed):
 
 def longer_text(curve):
     """Return what the last iterations brought."""
-    accuracies = [100 * curve[step // 100 - 1, 4] for step in (10_000, 100_000, 150_000)]
+    accuracies = [round(100 * curve[step // 100 - 1, 4], 1) for step in (10_000, 100_000, 150_000)]
     first, second = np.diff(accuracies)
     return (
         "For the network that comes with the notebook, the iterations from 10,000 to 100,000 brought "

@@ -28,7 +28,7 @@ else differs. Changed cells say so, and where only some lines are changed, these
 {links}
 
 *Run All* trains it up to iteration {last}, in the folder `{folder}`, unless that was done before. What to
-expect is in the table of that answer, in `cifar10_cnn.ipynb`; the figures in the text below are those of the
+expect is in the tables of the answers, in `cifar10_cnn.ipynb`; the text below, with its figures, is about the
 tutorial's own network."""
 
 
