@@ -99,6 +99,7 @@ def machine(*more_packages):
 def processor(row):
     """Return the name of the kind of processor that a row was measured on, which tells the minutes."""
     kinds = {
+        "NVIDIA": "GPU",
         "family 25, avx2)": "Zen 3",
         "family 25, avx2, avx512f": "Zen 4",
         "family 26, avx2, avx512f": "Zen 5",
@@ -109,7 +110,7 @@ def processor(row):
 
 def on_gpu(row):
     """Say whether a row was measured on a GPU."""
-    return "NVIDIA" in row["machine"]
+    return processor(row) == "GPU"
 
 
 def read_results():
@@ -213,14 +214,10 @@ def mean_minutes(rows):
 def summarize(rows):
     """Return a table of all changes, each with the mean over its seeds, as Markdown."""
     lines = [
-        "| change | measured on | iterations | version | on | seeds | accuracy | minutes |",
+        "| change | measured on | iterations | version | processor | seeds | accuracy | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
-
-    def heading(row):
-        return [*(row[name] for name in COLUMNS[:4]), "a GPU" if on_gpu(row) else processor(row)]
-
-    for names, group in itertools.groupby(rows, heading):
+    for names, group in itertools.groupby(rows, lambda row: [*(row[k] for k in COLUMNS[:4]), processor(row)]):
         group = list(group)
         numbers = [str(len(group)), mean_and_spread(group), mean_minutes(group)]
         lines.append(f"| {' | '.join([*names, *numbers])} |")

@@ -124,8 +124,9 @@ def label_text(printed):
 
 def longer_text(curve):
     """Return what the last iterations brought."""
-    accuracies = [round(100 * curve[step // 100 - 1, 4], 1) for step in (10_000, 100_000, 150_000)]
-    first, second = np.diff(accuracies)
+    # The differences of what the table shows, so of rounded numbers.
+    shown = [percent(curve[step // 100 - 1, 4]) for step in (10_000, 100_000, 150_000)]
+    first, second = np.diff([float(text.split()[0]) for text in shown])
     return (
         "For the network that comes with the notebook, the iterations from 10,000 to 100,000 brought "
         f"{first:.1f} percentage points, and the last 50,000 brought {second:.1f}."
