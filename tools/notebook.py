@@ -87,8 +87,8 @@ def changed_notebook(replace):
             before, after = cell.source[: match.start()], cell.source[match.end() :]
             line = before.rpartition("\n")[2]
             indentation = line[: len(line) - len(line.lstrip())]
-            new = new.strip("\n").replace("\n", f"\n{indentation}").replace(f"\n{indentation}\n", "\n\n")
-            new = before + new + after
+            new = textwrap.indent(textwrap.dedent(new).strip("\n"), indentation)
+            new = before + new.removeprefix(indentation) + after
         cell.source = new.strip("\n")
         changed.add(cell.id)
     return notebook, changed
